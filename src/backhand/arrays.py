@@ -1,0 +1,79 @@
+"""Dtype and sharding of a cotangent: the same as its primal's, in one place for the whole library.
+
+A reverse pass multiplies and sums arrays whose dtype, sharding and varying mesh axes need not be
+those of the array that the result is the cotangent of. Every product and sum that makes a cotangent
+ends in `like_primal`, and every product goes through `contract`, so no op has to know about meshes.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import AxisType, NamedSharding
+from jax.typing import DTypeLike
+
+
+def accumulation_dtype(*dtypes: DTypeLike) -> jnp.dtype:
+    """The dtype that sums run in: the widest of `dtypes`, and at least float32."""
+    wide = any(jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def upcast(x: Array) -> Array:
+    """`x` in the dtype that reductions, normalisations and losses run in: at least float32."""
+    return x.astype(accumulation_dtype(x.dtype))
+
+
+def last_axis(v: Array, x: Array) -> Array:
+    """`v` (D,) with leading axes of length 1, to meet the last axis of `x` (..., D)."""
+    return v.reshape((1,) * (x.ndim - 1) + v.shape)
+
+
+def is_floating(x: Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether `x` has a cotangent at all: real floating point, not integers, booleans or keys."""
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def explicit_sharding(like: Array) -> NamedSharding | None:
+    """The sharding of `like` where its mesh has explicit axes; None where the compiler decides."""
+    sharding = jax.typeof(like).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def like_primal(cotangent: Array, primal: Array) -> Array:
+    """Gives `cotangent` the dtype, sharding and varying mesh axes of its `primal`.
+
+    A parameter that is the same on every device of a `shard_map` axis, used with activations that
+    differ there, has as its cotangent the sum over that axis.
+
+    Raises:
+        ValueError: if the shapes differ; a cotangent has the shape of its primal.
+    """
+    if cotangent.shape != primal.shape:
+        raise ValueError(
+            f"a cotangent has the shape of its primal {primal.shape}, got {cotangent.shape}"
+        )
+    varying = jax.typeof(cotangent).manual_axis_type.varying
+    extra = tuple(sorted(varying - jax.typeof(primal).manual_axis_type.varying))
+    if extra:
+        cotangent = lax.psum(cotangent, extra)
+    sharding = explicit_sharding(primal)
+    if sharding is not None and jax.typeof(cotangent).sharding.spec != sharding.spec:
+        cotangent = jax.sharding.reshard(cotangent, sharding)
+    return cotangent.astype(primal.dtype)
+
+
+def contract(a: Array, b: Array, axes: tuple[Sequence[int], Sequence[int]], like: Array) -> Array:
+    """The product of `a` and `b` summed over `axes` of each, as the cotangent of `like`.
+
+    Accumulates in at least float32, whatever the dtype of `a` and `b`.
+    """
+    product = lax.dot_general(
+        a,
+        b,
+        (axes, ((), ())),
+        preferred_element_type=accumulation_dtype(a.dtype),
+        out_sharding=explicit_sharding(like),
+    )
+    return like_primal(product, like)

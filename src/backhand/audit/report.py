@@ -1,0 +1,124 @@
+"""The result of a comparison: a row for each leaf, a verdict, a table to read."""
+
+import dataclasses
+import math
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """How one leaf of two gradients compares.
+
+    Attributes:
+        path: where the leaf is in the parameters, as in "hidden/w".
+        shape: of the leaf.
+        dtype: of the leaf.
+        difference: the largest absolute difference.
+        relative: that over the largest magnitude in the second gradient's leaf; 0 for two zeros.
+        where: the index of the largest difference; empty for a leaf without elements.
+        cosine: of the angle between the two; 1 for two zeros, 0 where one alone is zero.
+        norm_ratio: the norm of the first over that of the second; 1 for two zeros.
+        agrees: whether the relative difference is within the tolerance, or rounding explains it.
+        note: why it agrees or not, where the numbers alone do not say.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    difference: float
+    relative: float
+    where: tuple[int, ...]
+    cosine: float
+    norm_ratio: float
+    agrees: bool
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The leaf-by-leaf comparison of two gradients; printing it gives a table.
+
+    Attributes:
+        rows: one for each leaf, in the order of the model's layers.
+        names: what the two gradients are called.
+        values: the two losses.
+        tolerance: the relative difference up to which a leaf agrees.
+        agrees: the verdict: every leaf does, and so do the losses.
+    """
+
+    rows: tuple[Row, ...]
+    names: tuple[str, str]
+    values: tuple[float, float]
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every leaf and the losses agree."""
+        return self.values_agree and all(row.agrees for row in self.rows)
+
+    @property
+    def values_agree(self) -> bool:
+        """Whether the two losses agree."""
+        a, b = self.values
+        return a == b or abs(a - b) <= self.tolerance * max(abs(a), abs(b))
+
+    def assert_close(self) -> None:
+        """Passes if the gradients agree.
+
+        Raises:
+            AssertionError: with the table, if they do not.
+        """
+        if not self.agrees:
+            raise AssertionError(f"the gradients differ\n{self}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in the report as plain Python values, ready for JSON."""
+        return {
+            "agrees": self.agrees,
+            "tolerance": self.tolerance,
+            "values": dict(zip(self.names, self.values, strict=True)),
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+    def __str__(self) -> str:
+        """A table of at most 100 columns."""
+        head = ("leaf", "shape", "dtype", "max diff", "relative", "at", "cosine", "norms", "")
+        table = [head] + [_cells(row) for row in self.rows]
+        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        widths[0] = min(widths[0], 100 - sum(widths[1:]) - 2 * (len(head) - 1))
+        lines = ["  ".join(_fit(c, w) for c, w in zip(line, widths, strict=True)) for line in table]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        notes = [f"{row.path}: {row.note}" for row in self.rows if row.note]
+        return "\n".join([line.rstrip() for line in lines] + notes + [self._verdict()])
+
+    def _verdict(self) -> str:
+        worst = max((row.relative for row in self.rows if not row.note), default=0.0)
+        count = sum(not row.agrees for row in self.rows)
+        first, second = self.names
+        if self.agrees:
+            return (
+                f"{first} and {second} gradients agree in all {len(self.rows)} leaves: "
+                f"relative difference {worst:.1e}, tolerance {self.tolerance:.1e}"
+            )
+        if count:
+            return f"{first} and {second} gradients DIFFER in {count} of {len(self.rows)} leaves"
+        return f"the losses DIFFER: {first} {self.values[0]!r}, {second} {self.values[1]!r}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.path,
+        "x".join(map(str, row.shape)) or "scalar",
+        row.dtype,
+        f"{row.difference:.1e}",
+        f"{row.relative:.1e}",
+        ",".join(map(str, row.where)),
+        f"{row.cosine:.6f}",
+        f"{row.norm_ratio:.6f}" if math.isfinite(row.norm_ratio) else str(row.norm_ratio),
+        "agrees" if row.agrees else "DIFFERS",
+    )
+
+
+def _fit(text: str, width: int) -> str:
+    """Text in a column; a path that is too long loses its beginning."""
+    return text.ljust(width) if len(text) <= width else "…" + text[len(text) - width + 1 :]

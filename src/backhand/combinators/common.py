@@ -1,0 +1,105 @@
+"""What every combinator does with the layers it is given."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from jax import Array
+
+from backhand.protocol import Layer, split_key
+from backhand.visit import PyTree
+
+Parts = Mapping[str | int, Layer]
+
+
+def parts_of(combinator: str, layers: tuple[Layer, ...], named: Mapping[str, Layer]) -> Parts:
+    """The layers by name, or by position.
+
+    Raises:
+        ValueError: if there is none, or both kinds.
+        TypeError: for something that is not a layer.
+    """
+    if layers and named:
+        raise ValueError(
+            f"{combinator} takes layers by position or by name, not both; got {len(layers)} "
+            f"positional and {', '.join(named)}: name all of them"
+        )
+    parts: dict[str | int, Layer] = {}
+    parts.update(named)
+    parts.update(enumerate(layers))
+    if not parts:
+        raise ValueError(f"{combinator} needs at least one layer, got none")
+    for name, part in parts.items():
+        if not isinstance(part, Layer):
+            raise TypeError(
+                f"{combinator} takes layers, got {part!r} at {name!r}; call the function that "
+                "makes the layer: relu() rather than relu"
+            )
+    return parts
+
+
+def pack(parts: Parts, values: Mapping[str | int, Any]) -> PyTree:
+    """One value per layer: a dict for named layers, a tuple for positional ones."""
+    ordered = {name: values[name] for name in parts}
+    return ordered if isinstance(next(iter(parts)), str) else tuple(ordered.values())
+
+
+def uses_of(parts: Parts) -> frozenset[str]:
+    """The side inputs that any of the layers uses."""
+    return frozenset().union(*(part.uses for part in parts.values()))
+
+
+def side_of(part: Layer, side: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The side inputs that a layer uses; its own key, by its place."""
+    own = {name: value for name, value in side.items() if name in part.uses}
+    if "key" in own:
+        own["key"] = split_key(own["key"], index)
+    return own
+
+
+def around(
+    name: str,
+    inner: Layer,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    init: Callable[..., Any] | None = None,
+) -> Layer:
+    """A layer around one other, with its side inputs and the names of its parts."""
+    return Layer(name, init or inner.init, forward, backward, inner.uses, inner.parts, inner)
+
+
+def add_errors(a: PyTree, b: PyTree) -> PyTree:
+    """The sum of two errors of one array; None is no error."""
+    if a is None or b is None:
+        return b if a is None else a
+    if isinstance(a, Array):
+        return a + b
+    return jax.tree.map(add_errors, a, b, is_leaf=lambda leaf: leaf is None)
+
+
+def same_shape(what: str, got: PyTree, other: str, expected: PyTree) -> None:
+    """Refuses two trees of arrays that differ in structure, shape or dtype.
+
+    Raises:
+        ValueError: saying which is which.
+    """
+
+    def described(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
+
+    if described(got) != described(expected):
+        raise ValueError(
+            f"{what} must have the shape and dtype of {other}: {described(expected)}, "
+            f"got {described(got)}"
+        )
+
+
+@contextlib.contextmanager
+def located(combinator: str, name: str | int) -> Iterator[None]:
+    """Notes on an error where in the model it came from."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        error.add_note(f"in layer {name!r} of {combinator}")
+        raise

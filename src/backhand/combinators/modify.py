@@ -1,0 +1,85 @@
+"""One layer, changed: recomputed, frozen, or with its side inputs renamed."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax import lax
+
+from backhand.combinators.common import around
+from backhand.protocol import Layer, listed, suggestion
+from backhand.visit import Collect, Params, PyTree, Residuals, gradients
+
+
+def checkpoint(inner: Layer) -> Layer:
+    """The same layer, its residuals recomputed from its input on the way back.
+
+    Saves x alone. Where memory is the limit use it inside `repeat`: unrolled on CPU, XLA may merge
+    the recomputation with the first one, as it may for `jax.checkpoint`, which is what the
+    automatic gradient of this layer goes through.
+
+    References:
+        Chen et al., "Training deep nets with sublinear memory cost", 2016.
+    """
+
+    def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
+        return jax.checkpoint(lambda params, x: inner(params, x, **side))(params, x), x
+
+    def backward(
+        params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
+    ) -> tuple[PyTree, PyTree]:
+        x, dy = lax.optimization_barrier((residuals, dy))
+        _, residuals = inner.forward(params, x, **side)
+        return inner.backward(params, residuals, dy, collect, **side)
+
+    return around("checkpoint", inner, forward, backward)
+
+
+def freeze(inner: Layer) -> Layer:
+    """The same layer, learning nothing: gradients of zero, without the work of computing them."""
+
+    def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
+        return inner.forward(lax.stop_gradient(params), x, **side)
+
+    def backward(
+        params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
+    ) -> tuple[PyTree, PyTree]:
+        return inner.backward(params, residuals, dy, lambda v: collect(v.frozen()), **side)
+
+    return around("freeze", inner, forward, backward)
+
+
+def rename(inner: Layer, **names: str) -> Layer:
+    """The same layer, its side inputs known by other names outside.
+
+    Raises:
+        ValueError: if `inner` has no such side input, or for `key`, which is always a key.
+
+    Example:
+        >>> import backhand as bh
+        >>> def attend(params, x, *, mask): ...
+        >>> inner = bh.layer("attend", lambda key, x: (), attend, attend)
+        >>> sorted(bh.rename(inner, mask="source_mask").uses)
+        ['source_mask']
+    """
+    for name in names:
+        if name not in inner.uses or name == "key":
+            raise ValueError(
+                f"rename: {inner.name} has no side input {name!r} to rename; it uses "
+                f"{listed(inner.uses - {'key'})}{suggestion(name, inner.uses)}"
+            )
+    outside = {use: names.get(use, use) for use in inner.uses}
+
+    def inside(side: Mapping[str, Any]) -> dict[str, Any]:
+        return {use: side[name] for use, name in outside.items() if name in side}
+
+    return dataclasses.replace(
+        inner,
+        init=lambda key, x, **side: inner.init(key, x, **inside(side)),
+        forward=lambda params, x, **side: inner.forward(params, x, **inside(side)),
+        backward=lambda params, residuals, dy, collect=gradients, **side: inner.backward(
+            params, residuals, dy, collect, **inside(side)
+        ),
+        uses=frozenset(outside.values()),
+    )

@@ -1,0 +1,110 @@
+"""One layer many times over, by a scan over depth."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax import Array, lax
+
+from backhand.combinators.common import around, same_shape
+from backhand.protocol import Layer, output_shape, split_key
+from backhand.visit import Collect, Params, PyTree, Residuals, gradients
+
+
+def repeat(inner: Layer, depth: int) -> Layer:
+    """The layer applied `depth` times, each time with parameters of its own: one `lax.scan`.
+
+    Parameters are those of `inner` stacked on a leading axis, so the program is compiled once
+    whatever the depth. Residuals are stacked too, but an array that a residual shares with another
+    is stored once, and so is one that every step passes on unchanged (a context beside x that all
+    steps read; its errors add up through the scan).
+
+    Raises:
+        ValueError: if depth < 1, or the layer changes the shape or dtype of its input.
+    """
+    if depth < 1:
+        raise ValueError(f"repeat needs a depth of at least 1, got {depth}")
+
+    def init(key: Array, x: PyTree, **side: Any) -> Params:
+        params = jax.vmap(lambda key: inner.init(key, x, **side))(jax.random.split(key, depth))
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
+        y = output_shape(inner, one, x, **side)
+        same_shape(f"repeat: the output of {inner.name}", y, "its input", x)
+        return params
+
+    def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
+        def step(x: PyTree, own: tuple[Params, Array | None]) -> tuple[PyTree, _Saved]:
+            y, residuals = inner.forward(own[0], x, **_with_key(side, own[1]))
+            same_shape(f"repeat: the output of {inner.name}", y, "its input", x)
+            return y, _Saved.of(residuals, x, y)
+
+        y, saved = lax.scan(step, x, (params, _split(side, depth)), length=depth)
+        return y, (saved, saved.shared(x))
+
+    def backward(
+        params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
+    ) -> tuple[PyTree, PyTree]:
+        saved, shared = residuals
+
+        def step(dy: PyTree, own: tuple[Params, _Saved, Array | None]) -> tuple[PyTree, PyTree]:
+            params, saved, key = own
+            residuals = saved.restore(shared)
+            collected, dx = inner.backward(params, residuals, dy, collect, **_with_key(side, key))
+            return dx, collected
+
+        each = (params, saved, _split(side, depth))
+        dx, collected = lax.scan(step, dy, each, length=depth, reverse=True)
+        return collected, dx
+
+    return around("repeat", inner, forward, backward, init)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """The residuals of one step of a scan, each array once.
+
+    `plan` says where each leaf is: in `arrays` at an index, or, as ("x", index), among the leaves
+    of x that the step passes on unchanged.
+    """
+
+    arrays: list[Array]
+    plan: tuple[int | tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
+    structure: Any = dataclasses.field(metadata={"static": True})
+
+    @staticmethod
+    def of(residuals: Residuals, x: PyTree, y: PyTree) -> "_Saved":
+        """Finds what is shared by identity: the same traced array is the same value."""
+        pairs = enumerate(zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
+        places: dict[int, Any] = {id(into): ("x", i) for i, (into, out) in pairs if into is out}
+        leaves, structure = jax.tree.flatten(residuals)
+        arrays: list[Array] = []
+        for leaf in leaves:
+            if id(leaf) not in places:
+                places[id(leaf)] = len(arrays)
+                arrays.append(leaf)
+        return _Saved(arrays, tuple(places[id(leaf)] for leaf in leaves), structure)
+
+    def shared(self, x: PyTree) -> dict[int, Array]:
+        """The leaves of x that residuals of every step refer to, by index."""
+        leaves = jax.tree.leaves(x)
+        return {place[1]: leaves[place[1]] for place in self.plan if isinstance(place, tuple)}
+
+    def restore(self, shared: Mapping[int, Array]) -> Residuals:
+        leaves = [
+            shared[place[1]] if isinstance(place, tuple) else self.arrays[place]
+            for place in self.plan
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def _split(side: Mapping[str, Any], depth: int) -> Array | None:
+    """A key for each step, (depth,); None without a key."""
+    key = split_key(side.get("key"), depth)
+    return None if key is None else jax.random.split(key, depth)
+
+
+def _with_key(side: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
+    """The side inputs of one step, with its own key."""
+    return {**side, "key": key} if "key" in side else dict(side)

@@ -1,0 +1,265 @@
+"""What one use of a parameter adds to its gradient, before it is summed.
+
+A layer's rule may leave the cotangent of a parameter as the factors that make it: what came in,
+times the error going out. Different readers then want different things of the same factors:
+
+    gradient             G   = sum_b g_b            `total`
+    per-example norms    n_b = <g_b, g_b>           `inner_products`
+
+Every array of a contribution has the batch as its first axis B; axes between it and the features
+(`...`, time for instance) are summed inside an example. Under `repeat` all of it is stacked once
+more, on a leading depth axis, as the parameter is; the rank of the parameter tells.
+
+    Outer(x, dy)    g_b = sum_t x[b, t] (outer) dy[b, t]       a weight
+    Total(dy)       g_b = sum_t dy[b, t]                       a bias, a scale
+    Rows(ids, dy)   g_b = sum_t onehot(ids[b, t]) (outer) dy[b, t]    rows of a table
+    Many(parts)     g_b = sum of the parts' g_b                a parameter used more than once
+    Moments(...)    no gradient: what a running statistic saw
+    None            no gradient: frozen
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from backhand.arrays import accumulation_dtype, contract, explicit_sharding, like_primal, upcast
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """Uses of a weight (I, O): `x` (B, ..., I) came in, the error `dy` (B, ..., O) went out."""
+
+    x: Array
+    dy: Array
+
+    def sum(self, param: Array) -> Array:
+        """The gradient (I, O), accumulated in at least float32."""
+        lead = tuple(range(self.x.ndim - 1))
+        return contract(self.x, self.dy, (lead, lead), _accumulator(param, self.dy))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """Uses of a parameter that is added or scales: `dy` (B, ..., *parameter's shape).
+
+    `rank` is the rank of the parameter itself, 1 for a bias.
+    """
+
+    dy: Array
+    rank: int = dataclasses.field(default=1, metadata={"static": True})
+
+    def sum(self, param: Array) -> Array:
+        """The gradient, accumulated in at least float32."""
+        axes = tuple(range(self.dy.ndim - self.rank))
+        return jnp.sum(self.dy, axes, dtype=accumulation_dtype(param.dtype, self.dy.dtype))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Uses of rows of a table (V, D): integer `ids` (B, ...) and the error `dy` (B, ..., D)."""
+
+    ids: Array
+    dy: Array
+
+    def sum(self, param: Array) -> Array:
+        """The gradient (V, D), accumulated in at least float32."""
+        table = _accumulator(param, self.dy)
+        return table.at[self.ids].add(
+            self.dy.astype(table.dtype), out_sharding=explicit_sharding(param)
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Many:
+    """A parameter used more than once: the contributions of all its uses, one of them not None."""
+
+    parts: tuple["Contribution", ...]
+
+    def sum(self, param: Array) -> Array:
+        """The sum of the parts' gradients, accumulated in at least float32."""
+        sums = [_sum(part, param) for part in self.parts if part is not None]
+        return sum(sums[1:], start=sums[0])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A running mean and variance, kept beside the parameters but not learned by gradient.
+
+    `mean` and `var` have one shape (C,); `decay` is the share of the old value that a step keeps.
+    """
+
+    mean: Array
+    var: Array
+    decay: float = dataclasses.field(default=0.99, metadata={"static": True})
+
+    def merge(self, seen: "Moments") -> "Running":
+        """The statistics after a step that saw `seen`; unchanged where it saw nothing."""
+        count = jnp.maximum(seen.count, 1)[..., None]
+        shift = seen.total / count
+        var = seen.square / count - shift**2
+        keep = jnp.where(seen.count > 0, self.decay, 1.0)[..., None]
+        mean = self.mean + (1 - keep) * shift
+        return Running(mean, keep * self.var + (1 - keep) * jnp.maximum(var, 0), self.decay)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """What a running statistic saw of one batch; adds up exactly over micro-batches.
+
+    `count` (), and the sum `total` (C,) and sum of squares `square` (C,) of x - running mean: the
+    shift keeps the variance from cancelling in float32.
+    """
+
+    count: Array
+    total: Array
+    square: Array
+
+
+Contribution: TypeAlias = "Outer | Total | Rows | Many | Moments | Array | None"
+KINDS = (Outer, Total, Rows, Many, Moments)
+
+
+def is_contribution(node: Any) -> bool:
+    """Whether `node` is a contribution as a whole, for `jax.tree.map(..., is_leaf=)`."""
+    return node is None or isinstance(node, KINDS)
+
+
+def is_running(node: Any) -> bool:
+    """Whether `node` is a running statistic as a whole, for `jax.tree.map(..., is_leaf=)`."""
+    return isinstance(node, Running)
+
+
+def map_owners(f: Callable[..., Any], params: Any, *contributions: Any) -> Any:
+    """`f(param, contribution, ...)` at every parameter; a `Running` counts as one."""
+    structure: Any
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_running)
+    columns = [structure.flatten_up_to(tree) for tree in contributions]
+    return structure.unflatten([f(*row) for row in zip(leaves, *columns, strict=True)])
+
+
+def total(contribution: Contribution, param: Any) -> Any:
+    """The gradient that a contribution sums to, in the shape, dtype and sharding of `param`.
+
+    A frozen parameter (None) and a running statistic (`Moments`) have a gradient of zero.
+
+    Raises:
+        ValueError: if the sum has another shape than `param`.
+    """
+    if contribution is None or isinstance(contribution, Moments) or isinstance(param, Running):
+        return jax.tree.map(jnp.zeros_like, param)
+    if isinstance(contribution, KINDS):
+        return like_primal(_stacked(_sum, contribution, param)(contribution, param), param)
+    return like_primal(contribution, param)
+
+
+def inner_products(a: Contribution, b: Contribution, param: Array) -> Array:
+    """Per-example inner products <g_b, h_b> of two contributions to one parameter: (B,).
+
+    With `a is b`, the square norms of the per-example gradients. Where neither factor has axes
+    between batch and features, in closed form: |x|^2 |dy|^2 for a weight. Rows are compared by id.
+    Otherwise by a scan that holds one example's gradient at a time, cheaper than the Gram form over
+    time at every shape measured.
+
+    Raises:
+        TypeError: for a plain array, which is summed over the batch already, or running statistics.
+    """
+    for part in (*_parts(a), *_parts(b)):
+        if not isinstance(part, Outer | Total | Rows):
+            raise TypeError(
+                "per-example inner products need contributions with a batch axis (Outer, Total or "
+                f"Rows), got {type(part).__name__}"
+            )
+    if a is b:
+        return _stacked(lambda a, param: _inner(a, a, param), a, param)(a, param)
+    return _stacked(_inner, a, param)(a, b, param)
+
+
+def _inner(a: Contribution, b: Contribution, param: Array) -> Array:
+    pairs = [_closed_form(one, other) for one in _parts(a) for other in _parts(b)]
+    known = [pair for pair in pairs if pair is not None]
+    if len(known) == len(pairs):
+        return sum(known[1:], start=known[0])
+
+    def example(pair: tuple[Any, Any]) -> Array:
+        one = [jax.tree.map(lambda leaf: leaf[None], part) for part in pair]
+        g = one[0].sum(param)
+        return jnp.vdot(g, g if a is b else one[1].sum(param))
+
+    return lax.map(example, (a, b))
+
+
+def _closed_form(a: Contribution, b: Contribution) -> Array | None:
+    """Per-example inner products (B,) without any example's gradient; None where there is none."""
+    match a, b:
+        case Total(), Total():
+            return _dot(_per_example(a), _per_example(b))
+        case Outer(), Outer() if a.x.ndim == b.x.ndim == 2:
+            return _dot(a.x, b.x) * _dot(a.dy, b.dy)
+        case Rows(), Rows():
+            same = _flat(a.ids)[:, :, None] == _flat(b.ids)[:, None, :]
+            gram = jnp.einsum("btd,bsd->bts", _flat(a.dy, 1), _flat(b.dy, 1))
+            return jnp.sum(gram, where=same, axis=(1, 2))
+        case _:
+            return None
+
+
+def _parts(contribution: Contribution) -> tuple[Contribution, ...]:
+    """The uses that a contribution is the sum of."""
+    return contribution.parts if isinstance(contribution, Many) else (contribution,)
+
+
+def _stacked(f: Callable[..., Any], contribution: Contribution, param: Array) -> Callable[..., Any]:
+    """`f` mapped over the depth axes that `repeat` put in front of a parameter."""
+    for _ in range(param.ndim - _rank(contribution, param)):
+        f = jax.vmap(f)
+    return f
+
+
+def _rank(contribution: Contribution, param: Array) -> int:
+    """The rank of the parameter that a contribution belongs to, without depth axes."""
+    match contribution:
+        case Many(parts):
+            return min(_rank(part, param) for part in parts)
+        case Outer() | Rows():
+            return 2
+        case Total(rank=rank):
+            return rank
+        case _:
+            return param.ndim
+
+
+def _sum(contribution: Any, param: Array) -> Array:
+    """The sum over the batch; a plain array is summed already."""
+    return contribution.sum(param) if is_contribution(contribution) else contribution
+
+
+def _accumulator(param: Array, dy: Array) -> Array:
+    """Zeros like `param` in the dtype that its gradient is summed in."""
+    return jnp.zeros_like(param, accumulation_dtype(param.dtype, dy.dtype))
+
+
+def _per_example(contribution: Total) -> Array:
+    """(B, *parameter's shape): the sum inside each example."""
+    dy = upcast(contribution.dy)
+    return jnp.sum(dy, tuple(range(1, dy.ndim - contribution.rank)))
+
+
+def _flat(x: Array, features: int = 0) -> Array:
+    """(B, T) or (B, T, D): the axes inside an example as one."""
+    x = x if features == 0 else upcast(x)
+    return x.reshape(x.shape[0], -1, *x.shape[x.ndim - features :])
+
+
+def _dot(a: Array, b: Array) -> Array:
+    """(B,): inner products of the rows, in at least float32."""
+    return jnp.sum(upcast(a) * upcast(b), tuple(range(1, a.ndim)))

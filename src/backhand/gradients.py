@@ -1,0 +1,380 @@
+"""From a model and a loss to a scalar, and back: the entry of every reverse pass."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from backhand.protocol import Layer, Loss, listed, split_side, suggestion
+from backhand.visit import Collect, Params, PyTree, Residuals, apart, together
+from backhand.visit import gradients as default_gradients
+
+Batch: TypeAlias = Mapping[str, PyTree]
+Metric: TypeAlias = Callable[..., tuple[Array, Array]]
+Evaluate: TypeAlias = "Callable[..., tuple[Terms, dict[str, PyTree]]]"
+
+
+class Terms(NamedTuple):
+    """What a batch adds to a loss and to the metrics: sums, and the weights to divide them by.
+
+    `total` and `weight` are scalars, or trees of one per term of the loss; a metric is such a pair.
+    """
+
+    total: PyTree
+    weight: PyTree
+    metrics: dict[str, tuple[Array, Array]]
+
+    def mean(self) -> Array:
+        """The loss: the terms' means, added up."""
+        return _sum(jax.tree.map(mean, self.total, self.weight))
+
+    def means(self) -> dict[str, Array]:
+        """The metrics' means."""
+        return {name: mean(*pair) for name, pair in self.metrics.items()}
+
+
+def inverse(weight: Array) -> Array:
+    """1 / weight; 0 for a weight of 0, so that nothing seen is a loss of 0 without a gradient."""
+    return jnp.where(weight == 0, 0, 1 / jnp.where(weight == 0, 1, weight))
+
+
+def mean(total: Array, weight: Array) -> Array:
+    """total / weight; 0 where nothing was seen."""
+    return total * inverse(weight)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+    """A scalar that a batch gives, with both ways to its gradient.
+
+    `bh.objective(model, loss)` makes one; one whose loss has parameters is written by hand.
+
+    Args:
+        init: `(key, batch) -> params`.
+        forward: `(params, batch, *, key, training) -> (Terms, residuals)`.
+        backward: `(params, residuals, dtotal, batch, collect, *, key, training) -> collected`, with
+            dtotal the error of `Terms.total`.
+        check: `(params, batch) -> None`, run on the host before anything compiles; raises for a
+            batch that cannot be right.
+        model: the layer whose parts give reports their order; None for the parameters' own.
+    """
+
+    init: Callable[[Array, Batch], Params]
+    forward: Callable[..., tuple[Terms, Residuals]]
+    backward: Callable[..., PyTree]
+    check: Callable[[Params, Batch], None] = lambda params, batch: None
+    model: Layer | None = None
+
+    def __call__(
+        self, params: Params, batch: Batch, *, key: Array | None = None, training: bool = True
+    ) -> Array:
+        """The mean loss, which `jax.grad` differentiates on its own.
+
+        Args:
+            params: what `init` gave.
+            batch: `inputs`, `targets`, optionally `weights`, and what else the model uses.
+            key: for a model that uses one while training.
+            training: False for evaluation.
+        """
+        self.check(params, batch)
+        return self.forward(params, _on_device(batch), key=key, training=training)[0].mean()
+
+
+def objective(
+    model: Layer, loss: Loss, *, metrics: Mapping[str, Metric] | None = None
+) -> Objective:
+    """The mean loss of a model's predictions.
+
+    A batch is a dict: `inputs`, `targets`, optionally `weights` (of examples or positions; a mask
+    is a weight of 0), and whatever else the model uses, by name. Every array in it has the batch as
+    its first axis.
+
+    Args:
+        model: from inputs to predictions.
+        loss: from predictions, targets and weights to a sum and a weight.
+        metrics: by name, functions like a loss; reported, not differentiated.
+
+    Raises:
+        ValueError: for a batch without inputs or targets, with a name that the model does not use,
+            with arrays of different lengths, or with values that the loss is not defined at;
+            before anything compiles.
+
+    Example:
+        >>> import backhand as bh
+        >>> loss = bh.objective(bh.dense(1), bh.losses.mean_squared_error)
+        >>> batch = {"inputs": jnp.ones((4, 3)), "targets": jnp.zeros((4, 1))}
+        >>> params = loss.init(jax.random.key(0), batch)
+        >>> value, grads = bh.value_and_grad(loss)(params, batch)
+        >>> grads["w"].shape
+        (3, 1)
+    """
+    if not isinstance(loss, Loss):
+        raise TypeError(
+            "objective needs a loss that gives a sum and a weight, such as "
+            f"bh.losses.mean_squared_error; got {loss!r}"
+        )
+    metrics = dict(metrics or {})
+    from_batch = model.uses - {"key", "training"}
+    seen: dict[Any, PyTree] = {}
+
+    def side(batch: Batch, key: Array | None, training: bool) -> dict[str, Any]:
+        given = {"key": key, "training": training}
+        own = {name: given[name] for name in given if name in model.uses}
+        return own | {name: batch[name] for name in from_batch if name in batch}
+
+    def init(key: Array, batch: Batch) -> Params:
+        check_batch(batch, from_batch)
+        shapes = jax.eval_shape(lambda: _on_device(batch))
+        given = {name: value for name, value in side(shapes, None, False).items() if name != "key"}
+
+        def run(key: Array) -> Params:
+            return model.init(key, shapes["inputs"], **given)
+
+        check(jax.eval_shape(run, key), batch)
+        return jax.jit(run)(key)
+
+    def forward(
+        params: Params, batch: Batch, *, key: Array | None = None, training: bool = True
+    ) -> tuple[Terms, Residuals]:
+        predictions, residuals = model.forward(
+            params, batch["inputs"], **side(batch, key, training)
+        )
+        known = (batch["targets"], batch.get("weights"))
+        (total, weight), of_loss = loss.forward(predictions, *known)
+        fixed = jax.lax.stop_gradient(predictions)
+        measured = {name: metric(fixed, *known) for name, metric in metrics.items()}
+        return Terms(total, weight, measured), (residuals, of_loss)
+
+    def backward(
+        params: Params,
+        residuals: Residuals,
+        dtotal: PyTree,
+        batch: Batch,
+        collect: Collect = default_gradients,
+        *,
+        key: Array | None = None,
+        training: bool = True,
+    ) -> PyTree:
+        of_model, of_loss = residuals
+        dweight = jax.tree.map(jnp.zeros_like, dtotal)
+        error = loss.cotangents(of_loss, (dtotal, dweight))[0]
+        return model.backward(params, of_model, error, collect, **side(batch, key, training))[0]
+
+    def check(params: Params, batch: Batch) -> None:
+        leaves, structure = jax.tree.flatten((params, dict(batch)))
+        known = (structure, *((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves))
+        if known not in seen:
+            check_batch(batch, from_batch)
+            seen[known] = jax.eval_shape(predictions, params, _on_device(batch))
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            loss.check(seen[known], batch["targets"], batch.get("weights"))
+
+    def predictions(params: Params, batch: Batch) -> PyTree:
+        """The model's predictions; with `jax.eval_shape`, every shape of the objective is met."""
+        y = model(params, batch["inputs"], **side(batch, None, False))
+        loss.forward(y, batch["targets"], batch.get("weights"))
+        return y
+
+    return Objective(init, forward, backward, check, model)
+
+
+def check_batch(batch: Batch, names: frozenset[str] = frozenset()) -> None:
+    """Refuses a batch whose structure cannot be right.
+
+    Args:
+        batch: a dict with inputs, targets and optionally weights.
+        names: what else the model takes from it.
+
+    Raises:
+        TypeError: for a batch that is not a dict.
+        ValueError: for missing or unknown names, or arrays of different lengths.
+    """
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"a batch is a dict with 'inputs' and 'targets', got {type(batch).__name__}"
+        )
+    known = {"inputs", "targets", "weights", *names}
+    for name in sorted({"inputs", "targets"} - batch.keys()):
+        raise ValueError(f"a batch needs {name!r}, got {listed(batch.keys())}")
+    for name in sorted(batch.keys() - known):
+        raise ValueError(
+            f"the batch holds {name!r}, which the model does not use{suggestion(name, known)}; it "
+            f"uses {listed(known)}"
+        )
+    lengths = {
+        jax.tree_util.keystr(path): np.shape(leaf)[:1]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(batch))
+    }
+    if len(set(lengths.values())) > 1 or () in lengths.values():
+        found = ", ".join(f"{path}: {length or 'a scalar'}" for path, length in lengths.items())
+        raise ValueError(f"the arrays of a batch need one common first axis, got {found}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A function `(params, batch, *, key, training) -> (loss, gradient)` that can be accumulated.
+
+    Made by `value_and_grad` and `value_and_collect`. It returns the gradient alone where that is
+    all it was made to collect, else a dict of what was collected.
+
+    Args:
+        objective: what is differentiated.
+        evaluate: `(params, batch, *, scale=None, key=None, training=True) -> (Terms, collected)`,
+            one reverse pass; `scale` is d loss / d total, by default one over the batch's weight.
+        collectors: by name, what is collected.
+        alone: the name of what is returned alone.
+    """
+
+    objective: Objective
+    evaluate: Evaluate
+    collectors: Mapping[str, Collect]
+    alone: str | None = None
+
+    def __call__(
+        self, params: Params, batch: Batch, *, key: Array | None = None, training: bool = True
+    ) -> tuple[Array, PyTree]:
+        """The mean loss, and its gradient or what was collected."""
+        self.objective.check(params, batch)
+        terms, collected = self.evaluate(params, _on_device(batch), key=key, training=training)
+        return terms.mean(), collected if self.alone is None else collected[self.alone]
+
+
+def value_and_collect(objective: Objective, **collectors: Collect) -> Evaluation:
+    """The loss, and by name whatever is to be collected, in one hand-written reverse pass.
+
+    Args:
+        objective: what to differentiate.
+        collectors: functions `visit -> (collected, dx)`, such as `bh.gradients`.
+
+    Example:
+        >>> import backhand as bh
+        >>> loss = bh.objective(bh.dense(1), bh.losses.mean_squared_error)
+        >>> batch = {"inputs": jnp.ones((4, 3)), "targets": jnp.zeros((4, 1))}
+        >>> params = loss.init(jax.random.key(0), batch)
+        >>> both = bh.value_and_collect(loss, gradients=bh.gradients, norms=bh.square_norms)
+        >>> value, collected = both(params, batch)
+        >>> collected["norms"]["w"].shape
+        (4,)
+    """
+
+    def evaluate(
+        params: Params,
+        batch: Batch,
+        *,
+        scale: PyTree = None,
+        key: Array | None = None,
+        training: bool = True,
+    ) -> tuple[Terms, dict[str, PyTree]]:
+        given = {"key": key, "training": training}
+        terms, residuals = objective.forward(params, batch, **given)
+        dtotal = jax.tree.map(inverse, terms.weight) if scale is None else scale
+        collected = objective.backward(
+            params, residuals, dtotal, batch, together(collectors), **given
+        )
+        return terms, {name: apart(collected, name) for name in collectors}
+
+    return Evaluation(objective, evaluate, collectors)
+
+
+def value_and_grad(
+    objective: Objective, *, gradients: Literal["manual", "automatic"] = "manual"
+) -> Evaluation:
+    """The loss and its gradient, as `jax.value_and_grad` gives them, by the hand-written reverse.
+
+    Args:
+        objective: what to differentiate.
+        gradients: "automatic" for `jax.grad` behind the same signature, to compare or accumulate.
+
+    Returns:
+        `(params, batch, *, key=None, training=True) -> (loss, grads)`.
+
+    Raises:
+        ValueError: for another kind of gradients.
+    """
+    if gradients not in ("manual", "automatic"):
+        raise ValueError(f"gradients must be 'manual' or 'automatic', got {gradients!r}")
+    if gradients == "manual":
+        manual = value_and_collect(objective, gradients=default_gradients)
+        return dataclasses.replace(manual, alone="gradients")
+
+    def evaluate(
+        params: Params,
+        batch: Batch,
+        *,
+        scale: PyTree = None,
+        key: Array | None = None,
+        training: bool = True,
+    ) -> tuple[Terms, dict[str, PyTree]]:
+        def loss(params: Params) -> tuple[Array, Terms]:
+            terms, _ = objective.forward(params, batch, key=key, training=training)
+            dtotal = jax.tree.map(inverse, terms.weight) if scale is None else scale
+            parts = jax.tree.map(jnp.multiply, terms.total, jax.lax.stop_gradient(dtotal))
+            return _sum(parts), terms
+
+        grads, terms = jax.grad(loss, has_aux=True)(params)
+        return terms, {"gradients": grads}
+
+    return Evaluation(objective, evaluate, {"gradients": default_gradients}, "gradients")
+
+
+def grad(objective: Objective) -> Callable[..., PyTree]:
+    """The gradient of the loss, as `jax.grad` gives it, by the hand-written reverse."""
+    evaluation = value_and_grad(objective)
+
+    def gradient(
+        params: Params, batch: Batch, *, key: Array | None = None, training: bool = True
+    ) -> PyTree:
+        return evaluation(params, batch, key=key, training=training)[1]
+
+    return gradient
+
+
+def differentiable(layer: Layer) -> Callable[..., PyTree]:
+    """A layer as a function whose `jax.grad` runs the hand-written reverse.
+
+    Returns:
+        `(params, x, **side) -> y`. Side inputs are not differentiated.
+
+    Example:
+        >>> import backhand as bh
+        >>> model = bh.chain(bh.dense(4), bh.tanh())
+        >>> x = jnp.ones((2, 3))
+        >>> params = model.init(jax.random.key(0), x)
+        >>> f = bh.differentiable(model)
+        >>> jax.grad(lambda x: f(params, x).sum())(x).shape
+        (2, 3)
+    """
+
+    def function(params: Params, x: PyTree, **side: Any) -> PyTree:
+        arrays, settings = split_side(side)
+
+        def forward(params: Params, x: PyTree, arrays: PyTree) -> tuple[PyTree, PyTree]:
+            y, residuals = layer.forward(params, x, **arrays, **settings)
+            return y, (params, residuals, arrays)
+
+        def backward(saved: PyTree, dy: PyTree) -> tuple[PyTree, PyTree, None]:
+            params, residuals, arrays = saved
+            dparams, dx = layer.backward(params, residuals, dy, **arrays, **settings)
+            return dparams, dx, None
+
+        call = jax.custom_vjp(lambda *args: forward(*args)[0])
+        call.defvjp(forward, backward)
+        return call(*jax.tree.map(jnp.asarray, (params, x)), arrays)
+
+    return function
+
+
+def _sum(terms: PyTree) -> Array:
+    """The terms of a loss, added up."""
+    return functools.reduce(operator.add, jax.tree.leaves(terms))
+
+
+def _on_device(batch: Batch) -> dict[str, PyTree]:
+    """The batch with every leaf a jax array."""
+    return {name: jax.tree.map(jnp.asarray, value) for name, value in batch.items()}

@@ -1,0 +1,99 @@
+"""Layers without parameters: activations, reshape, flatten, cast, dropout."""
+
+from jax import Array
+from jax.typing import DTypeLike
+
+from backhand import ops
+from backhand.ops.dropout import check_rate
+from backhand.protocol import Layer, as_layer, layer
+from backhand.visit import Params, Residuals
+
+
+def relu() -> Layer:
+    """max(x, 0)."""
+    return as_layer(ops.relu)
+
+
+def leaky_relu(negative_slope: float = 0.01) -> Layer:
+    """x where x >= 0, else negative_slope x."""
+    return as_layer(ops.leaky_relu, negative_slope=negative_slope)
+
+
+def sigmoid() -> Layer:
+    """1 / (1 + exp(-x))."""
+    return as_layer(ops.sigmoid)
+
+
+def tanh() -> Layer:
+    """tanh(x)."""
+    return as_layer(ops.tanh)
+
+
+def gelu(approximate: bool = False) -> Layer:
+    """x Phi(x): exact by erf, or approximate by tanh."""
+    return as_layer(ops.gelu, approximate=approximate)
+
+
+def silu() -> Layer:
+    """x sigmoid(x)."""
+    return as_layer(ops.silu)
+
+
+def softplus() -> Layer:
+    """log(1 + exp(x))."""
+    return as_layer(ops.softplus)
+
+
+def elu(alpha: float = 1.0) -> Layer:
+    """x where x > 0, else alpha (exp(x) - 1)."""
+    return as_layer(ops.elu, alpha=alpha)
+
+
+def softmax(axis: int = -1) -> Layer:
+    """Probabilities along an axis. A classifier ends in logits: its loss has the softmax in it."""
+    return as_layer(ops.softmax, axis=axis)
+
+
+def reshape(*shape: int) -> Layer:
+    """(B, *features) as (B, *shape)."""
+    return as_layer(ops.reshape, shape=shape)
+
+
+def flatten() -> Layer:
+    """(B, ...) as (B, D)."""
+    return as_layer(ops.flatten)
+
+
+def cast(dtype: DTypeLike) -> Layer:
+    """x in another floating-point dtype, in which the layers after it then compute."""
+    return as_layer(ops.cast, dtype=dtype)
+
+
+def dropout(rate: float) -> Layer:
+    """While training, drops a share `rate` of the inputs; else passes them on.
+
+    Uses `training`, and a `key` while training; stores no mask.
+
+    Raises:
+        ValueError: for a rate outside [0, 1), or, when run, for a missing key.
+    """
+    check_rate(rate)
+
+    def dropped(x: Array, training: bool, key: Array | None) -> Array:
+        if not training:
+            return x
+        if key is None:
+            raise ValueError("dropout needs a key while training: pass key=jax.random.key(seed)")
+        return ops.dropout.forward(x, key, rate=rate)[0]
+
+    def forward(
+        params: Params, x: Array, *, training: bool, key: Array | None = None
+    ) -> tuple[Array, Residuals]:
+        return dropped(x, training, key), ()
+
+    def rule(
+        params: Params, residuals: Residuals, dy: Array, *, training: bool, key: Array | None = None
+    ) -> tuple[Params, Array]:
+        return (), dropped(dy, training, key)
+
+    return layer("dropout", lambda key, x: (), forward, rule)

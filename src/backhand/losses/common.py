@@ -1,0 +1,96 @@
+"""What losses share: weights, and the sum that they are weighted in."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from backhand.arrays import is_floating, like_primal, upcast
+
+Sum = tuple[Float[Array, ""], Float[Array, ""]]
+
+
+def weighted_sum(name: str, losses: Float[Array, "..."], weights: Array | None) -> Sum:
+    """sum(w l) and sum(w) over all positions.
+
+    Args:
+        name: of the loss, for errors.
+        losses: one loss per position (B, ...).
+        weights: per example (B,) or per position, its shape a prefix of that of `losses`; booleans
+            count as 0 and 1. None weighs every position 1. A position of weight 0 is left out,
+            whatever its loss, infinite and NaN included.
+
+    Raises:
+        ValueError: if the shape of the weights is not a prefix.
+    """
+    w = _spread(name, weights, losses)
+    return jnp.sum(masked(w, losses)), jnp.sum(w)
+
+
+def weighted_sum_backward(
+    losses: Float[Array, "..."], weights: Array | None, dy: Sum
+) -> tuple[Float[Array, "..."], Array | None]:
+    """dl = w d(total), and dw = l d(total) + d(weight) where weights have an error."""
+    dtotal, dweight = (d.astype(losses.dtype) for d in dy)
+    dlosses = _spread("", weights, losses) * dtotal
+    if weights is None or not is_floating(weights):
+        return dlosses, None
+    each = losses * dtotal + dweight
+    dweights = jnp.sum(each, tuple(range(weights.ndim, losses.ndim)))
+    return dlosses, like_primal(dweights, weights)
+
+
+def masked(w: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """W x, and 0 where w is 0 even if x is infinite or NaN; its derivative in w stays x."""
+    return w * jnp.where((w == 0) & ~jnp.isfinite(x), 0, x)
+
+
+def pair(name: str, predictions: Array, targets: Array) -> tuple[Array, Array]:
+    """Predictions and targets of one shape, in the dtype that the loss runs in.
+
+    Raises:
+        TypeError: if predictions are not floating point.
+        ValueError: if the shapes differ.
+    """
+    if not is_floating(predictions):
+        raise TypeError(f"{name} needs floating-point predictions, got {predictions.dtype}")
+    if predictions.shape != targets.shape:
+        raise ValueError(
+            f"{name} needs predictions and targets of one shape, got {predictions.shape} and "
+            f"{targets.shape}; add or drop an axis, as in targets[:, None] or predictions[:, 0]"
+        )
+    wide = upcast(predictions)
+    return wide, targets.astype(wide.dtype)
+
+
+def target_error(error: Array, targets: Array) -> Array | None:
+    """The error of the targets in their dtype; None where they are integers or booleans."""
+    return like_primal(error, targets) if is_floating(targets) else None
+
+
+def check_weights(predictions: Any, targets: Any, weights: Any) -> None:
+    """Refuses negative weights on the host.
+
+    Raises:
+        ValueError: saying where.
+    """
+    if isinstance(weights, np.ndarray) and (weights < 0).any():
+        where = np.unravel_index(int(np.argmin(weights)), weights.shape)
+        place = [int(i) for i in where]
+        raise ValueError(
+            f"weights must be 0 or more, got {weights[where]} at {place}; a mask is a weight of 0"
+        )
+
+
+def _spread(name: str, weights: Array | None, losses: Array) -> Array:
+    """A weight for each position, in the dtype of the losses."""
+    if weights is None:
+        return jnp.ones_like(losses)
+    if weights.shape != losses.shape[: weights.ndim]:
+        raise ValueError(
+            f"{name} needs weights whose shape begins as that of the positions {losses.shape}: "
+            f"one per example or one per position; got {weights.shape}"
+        )
+    w = weights.reshape(weights.shape + (1,) * (losses.ndim - weights.ndim))
+    return jnp.broadcast_to(w, losses.shape).astype(losses.dtype)

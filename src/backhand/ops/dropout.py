@@ -1,0 +1,66 @@
+"""Dropout: a random share of the inputs is set to zero while training.
+
+    keep ~ Bernoulli(1 - rate)        y = x keep / (1 - rate)        dx = dy keep / (1 - rate)
+
+The mask is not stored: backward makes it again from the key.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from backhand.protocol import Op, need_floating
+
+X = Float[Array, "*shape"]
+
+
+def dropout_forward(x: X, key: Key[Array, ""], *, rate: float) -> tuple[X, Key[Array, ""]]:
+    """Zero with probability `rate`, else x / (1 - rate), so that the mean stays.
+
+    Args:
+        x: inputs of any shape.
+        key: a key, `jax.random.key(seed)`; the same key drops the same inputs.
+        rate: the share that is dropped, in [0, 1).
+
+    Raises:
+        ValueError: for a rate outside [0, 1).
+
+    Example:
+        >>> import backhand as bh, jax, jax.numpy as jnp
+        >>> bh.ops.dropout(jnp.ones(6), jax.random.key(3), rate=0.5).tolist()
+        [2.0, 0.0, 0.0, 0.0, 2.0, 0.0]
+
+    References:
+        Srivastava et al., "Dropout: a simple way to prevent neural networks from
+        overfitting", 2014.
+    """
+    need_floating("dropout", x)
+    check_rate(rate)
+    return _dropped(x, key, rate), key
+
+
+def dropout_backward(key: Key[Array, ""], dy: X, *, rate: float) -> tuple[X, None]:
+    return _dropped(dy, key, rate), None
+
+
+def check_rate(rate: float) -> None:
+    """Refuses a rate that is not a share below one.
+
+    Raises:
+        ValueError: saying so.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout needs a rate in [0, 1), the share that is dropped, got {rate}")
+
+
+def _dropped(x: Array, key: Array, rate: float) -> Array:
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def dropout_reference(x: Array, key: Array, *, rate: float) -> Array:
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return x * (keep.astype(x.dtype) / (1 - rate))
+
+
+dropout = Op("dropout", dropout_forward, dropout_backward, dropout_reference)
