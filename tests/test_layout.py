@@ -21,10 +21,10 @@ ALLOWED: dict[str, set[str]] = {
     "protocol": {"arrays", "contributions", "visit"},
     "ops": {"arrays", "contributions", "protocol", "visit"},
     "losses": {"arrays", "contributions", "ops", "protocol", "visit"},
-    "metrics": {"arrays", "protocol", "visit"},
+    "metrics": {"arrays"},
     "layers": {"arrays", "contributions", "ops", "protocol", "visit"},
     "combinators": {"arrays", "contributions", "protocol", "visit"},
-    "gradients": {"arrays", "combinators", "contributions", "protocol", "visit"},
+    "gradients": {"arrays", "contributions", "metrics", "protocol", "visit"},
     "collectors": {"arrays", "contributions", "protocol", "visit"},
     "catalogue": {"combinators", "contributions", "layers", "losses", "ops", "protocol", "visit"},
     "audit": {

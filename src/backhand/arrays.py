@@ -25,6 +25,11 @@ def upcast(x: Array) -> Array:
     return x.astype(accumulation_dtype(x.dtype))
 
 
+def inverse(weight: Array) -> Array:
+    """1 / weight; 0 for a weight of 0, so that nothing seen is a mean of 0 without a gradient."""
+    return jnp.where(weight == 0, 0, 1 / jnp.where(weight == 0, 1, weight))
+
+
 def last_axis(v: Array, x: Array) -> Array:
     """`v` (D,) with leading axes of length 1, to meet the last axis of `x` (..., D)."""
     return v.reshape((1,) * (x.ndim - 1) + v.shape)

@@ -58,7 +58,7 @@ def _one_by_one(visit: Visit, batch: int) -> list[Array]:
     return lax.map(example, (visit.residuals, visit.dy))
 
 
-square_norms = Collector(_square_norms, batch_axis=-1)
+square_norms = Collector(_square_norms, batch_axis=-1, degree=2)
 """Per parameter, the square norm (B,) of each example's term of the gradient.
 
 The terms add up to the gradient; under a mean loss each has the weight of its example over the sum
@@ -72,7 +72,8 @@ References:
 statistics = Collector(
     lambda visit: map_owners(
         lambda _, c: c if isinstance(c, Moments) else None, visit.params, visit.contributions
-    )
+    ),
+    degree=0,
 )
 """What running statistics saw of the batch, for `merge_statistics`; None for other parameters."""
 

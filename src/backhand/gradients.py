@@ -11,42 +11,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from backhand.arrays import inverse
+from backhand.metrics import Reduction, reduction
 from backhand.protocol import Layer, Loss, listed, split_side, suggestion
 from backhand.visit import Collect, Params, PyTree, Residuals, apart, together
 from backhand.visit import gradients as default_gradients
 
 Batch: TypeAlias = Mapping[str, PyTree]
-Metric: TypeAlias = Callable[..., tuple[Array, Array]]
+Metric: TypeAlias = Callable[..., Reduction | tuple[Array, Array]]
 Evaluate: TypeAlias = "Callable[..., tuple[Terms, dict[str, PyTree]]]"
 
 
 class Terms(NamedTuple):
     """What a batch adds to a loss and to the metrics: sums, and the weights to divide them by.
 
-    `total` and `weight` are scalars, or trees of one per term of the loss; a metric is such a pair.
+    `total` and `weight` are scalars, or trees of one per term of the loss.
     """
 
     total: PyTree
     weight: PyTree
-    metrics: dict[str, tuple[Array, Array]]
+    metrics: dict[str, Reduction]
 
     def mean(self) -> Array:
         """The loss: the terms' means, added up."""
-        return _sum(jax.tree.map(mean, self.total, self.weight))
+        return _sum(jax.tree.map(lambda t, w: t * inverse(w), self.total, self.weight))
 
-    def means(self) -> dict[str, Array]:
-        """The metrics' means."""
-        return {name: mean(*pair) for name, pair in self.metrics.items()}
-
-
-def inverse(weight: Array) -> Array:
-    """1 / weight; 0 for a weight of 0, so that nothing seen is a loss of 0 without a gradient."""
-    return jnp.where(weight == 0, 0, 1 / jnp.where(weight == 0, 1, weight))
-
-
-def mean(total: Array, weight: Array) -> Array:
-    """total / weight; 0 where nothing was seen."""
-    return total * inverse(weight)
+    def measured(self) -> dict[str, Array]:
+        """The metrics' values."""
+        return {name: metric.value() for name, metric in self.metrics.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +90,8 @@ def objective(
     Args:
         model: from inputs to predictions.
         loss: from predictions, targets and weights to a sum and a weight.
-        metrics: by name, functions like a loss; reported, not differentiated.
+        metrics: by name, functions of what the loss is a function of; reported, not differentiated
+            (see `backhand.metrics`).
 
     Raises:
         ValueError: for a batch without inputs or targets, with a name that the model does not use,
@@ -148,7 +141,7 @@ def objective(
         known = (batch["targets"], batch.get("weights"))
         (total, weight), of_loss = loss.forward(predictions, *known)
         fixed = jax.lax.stop_gradient(predictions)
-        measured = {name: metric(fixed, *known) for name, metric in metrics.items()}
+        measured = {name: reduction(metric(fixed, *known)) for name, metric in metrics.items()}
         return Terms(total, weight, measured), (residuals, of_loss)
 
     def backward(

@@ -1,19 +1,100 @@
-"""Metrics: what is reported beside the loss. Not differentiated, but summed and divided alike.
+"""Metrics: what is reported beside the loss, and how it is put together from parts of a batch.
 
-A metric is a function of (predictions, targets, weights=None) that gives a sum and a weight; so is
-every loss, called.
+A metric is a function of (predictions, targets, weights=None), not differentiated. What it gives
+says how two parts combine: a (sum, weight) pair, as a loss gives, is a `Mean`; `Sum`, `Max` and
+`Last` are named. So a metric of micro-batches is that of the batch.
 """
+
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from backhand.arrays import inverse
+
+
+class Mean(NamedTuple):
+    """A weighted mean: sums and weights add up, and are divided once; 0 where nothing was seen."""
+
+    total: Array
+    weight: Array
+
+    def combine(self) -> "Mean":
+        """One, from parts stacked on a leading axis."""
+        return Mean(jnp.sum(self.total, 0), jnp.sum(self.weight, 0))
+
+    def value(self) -> Array:
+        """The mean."""
+        return self.total * inverse(self.weight)
+
+
+class Sum(NamedTuple):
+    """A sum, such as a count."""
+
+    total: Array
+
+    def combine(self) -> "Sum":
+        """One, from parts stacked on a leading axis."""
+        return Sum(jnp.sum(self.total, 0))
+
+    def value(self) -> Array:
+        """The sum."""
+        return self.total
+
+
+class Max(NamedTuple):
+    """The largest of the parts."""
+
+    largest: Array
+
+    def combine(self) -> "Max":
+        """One, from parts stacked on a leading axis."""
+        return Max(jnp.max(self.largest, 0))
+
+    def value(self) -> Array:
+        """The largest."""
+        return self.largest
+
+
+class Last(NamedTuple):
+    """That of the last part."""
+
+    latest: Array
+
+    def combine(self) -> "Last":
+        """One, from parts stacked on a leading axis."""
+        return Last(self.latest[-1])
+
+    def value(self) -> Array:
+        """The last."""
+        return self.latest
+
+
+Reduction: TypeAlias = Mean | Sum | Max | Last
+
+
+def reduction(measured: Any) -> Reduction:
+    """What a metric gave, with the rule by which it combines: a (sum, weight) pair is a `Mean`.
+
+    Raises:
+        TypeError: for anything else that does not name its rule.
+    """
+    if isinstance(measured, Reduction):
+        return measured
+    if type(measured) is tuple and len(measured) == 2:
+        return Mean(*(jnp.asarray(part) for part in measured))
+    raise TypeError(
+        "a metric gives a (sum, weight) pair, or Mean, Sum, Max or Last of backhand.metrics; got "
+        f"{type(measured).__name__}"
+    )
 
 
 def accuracy(
     logits: Float[Array, "*positions V"],
     targets: Int[Array, "*positions"],
     weights: Array | None = None,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The weighted count of positions whose largest logit is the label's, and the weight.
+) -> Mean:
+    """The weighted share of positions whose largest logit is the label's.
 
     Args:
         logits: (B, ..., V).
@@ -24,19 +105,18 @@ def accuracy(
         ValueError: if the shapes do not fit.
 
     Example:
-        >>> hits, weight = accuracy(jnp.eye(3), jnp.array([0, 1, 0]))
-        >>> float(hits), float(weight)
-        (2.0, 3.0)
+        >>> round(float(accuracy(jnp.eye(3), jnp.array([0, 1, 0])).value()), 4)
+        0.6667
     """
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"accuracy needs labels of shape {logits.shape[:-1]}, got {targets.shape}")
-    hits = (jnp.argmax(logits, -1).astype(targets.dtype) == targets).astype(jnp.float32)
+    hits = jnp.argmax(logits, -1).astype(targets.dtype) == targets
     if weights is None:
-        return jnp.sum(hits), jnp.asarray(hits.size, jnp.float32)
+        weights = jnp.ones(hits.shape[:1])
     if weights.shape != hits.shape[: weights.ndim]:
         raise ValueError(
             f"accuracy needs weights whose shape begins as that of the labels {hits.shape}, got "
             f"{weights.shape}"
         )
     w = weights.astype(jnp.float32).reshape(weights.shape + (1,) * (hits.ndim - weights.ndim))
-    return jnp.sum(w * hits), jnp.sum(jnp.broadcast_to(w, hits.shape))
+    return Mean(jnp.sum(w * hits.astype(w.dtype)), jnp.sum(jnp.broadcast_to(w, hits.shape)))

@@ -77,17 +77,20 @@ class Collector:
         read: `visit -> anything`.
         batch_axis: the axis of every collected array that is the batch's, counted from the end
             (`repeat` stacks depth in front); None where the arrays add up over micro-batches.
+        degree: the power of the error that the arrays follow: 1 if twice the error gives twice
+            the arrays, as with gradients; None if not a power.
     """
 
     read: Callable[[Visit], PyTree]
     batch_axis: int | None = None
+    degree: int | None = None
 
     def __call__(self, visit: Visit) -> tuple[PyTree, PyTree]:
         """`collect(visit) -> (collected, dx)`, as `Layer.backward` takes it."""
         return self.read(visit), visit.dx
 
 
-gradients = Collector(lambda visit: visit.dparams)
+gradients = Collector(lambda visit: visit.dparams, degree=1)
 
 
 def together(collectors: Mapping[str, Collect]) -> Collector:

@@ -85,13 +85,17 @@ def same_shape(what: str, got: PyTree, other: str, expected: PyTree) -> None:
         ValueError: saying which is which.
     """
 
-    def described(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
+    def described(tree: PyTree) -> list[str]:
+        return [
+            f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}".strip()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        ]
 
-    if described(got) != described(expected):
+    trees = jax.tree.structure(got), jax.tree.structure(expected)
+    if trees[0] != trees[1] or described(got) != described(expected):
         raise ValueError(
-            f"{what} must have the shape and dtype of {other}: {described(expected)}, "
-            f"got {described(got)}"
+            f"{what} must have the shape and dtype of {other}: "
+            f"{', '.join(described(expected))}; got {', '.join(described(got))}"
         )
 
 

