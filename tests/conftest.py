@@ -3,6 +3,7 @@
 import contextlib
 
 import jax
+import jaxtyping
 import pytest
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -35,3 +36,11 @@ def nothing_compiles():
         assert not compiled, f"compiled: {compiled}"
 
     return context
+
+
+@pytest.fixture
+def unchecked():
+    """Calls are not checked against the signatures, as they are not for a user."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

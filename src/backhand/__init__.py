@@ -1,8 +1,9 @@
 """Backhand: training on JAX with a backward pass that you own."""
 
-from backhand import data, losses, metrics, ops
+from backhand import data, losses, metrics, ops, testing
 from backhand.accumulate import accumulate
 from backhand.audit import Report, compare
+from backhand.clipping import value_and_clipped_grad
 from backhand.collectors import merge_statistics, per_example_norms, square_norms, statistics
 from backhand.combinators import (
     add,
@@ -15,6 +16,7 @@ from backhand.combinators import (
     share,
     skip,
 )
+from backhand.combine import combine
 from backhand.contributions import Many, Moments, Outer, Rows, Running, Total
 from backhand.gradients import (
     Objective,
@@ -74,6 +76,7 @@ __all__ = [
     "cast",
     "chain",
     "checkpoint",
+    "combine",
     "compare",
     "data",
     "dense",
@@ -109,9 +112,11 @@ __all__ = [
     "square_norms",
     "statistics",
     "tanh",
+    "testing",
     "train_state",
     "train_step",
     "unembedding",
+    "value_and_clipped_grad",
     "value_and_collect",
     "value_and_grad",
 ]

@@ -20,7 +20,7 @@ more, on a leading depth axis, as the parameter is; the rank of the parameter te
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +28,19 @@ from jax import Array, lax
 
 from backhand.arrays import accumulation_dtype, contract, explicit_sharding, like_primal, upcast
 
+if TYPE_CHECKING:
+    Leaf: TypeAlias = Array
+else:
+    Leaf = Any  # a record goes through JAX with shapes, shardings or flags for its arrays
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outer:
     """Uses of a weight (I, O): `x` (B, ..., I) came in, the error `dy` (B, ..., O) went out."""
 
-    x: Array
-    dy: Array
+    x: Leaf
+    dy: Leaf
 
     def sum(self, param: Array) -> Array:
         """The gradient (I, O), accumulated in at least float32."""
@@ -51,7 +56,7 @@ class Total:
     `rank` is the rank of the parameter itself, 1 for a bias.
     """
 
-    dy: Array
+    dy: Leaf
     rank: int = dataclasses.field(default=1, metadata={"static": True})
 
     def sum(self, param: Array) -> Array:
@@ -65,8 +70,8 @@ class Total:
 class Rows:
     """Uses of rows of a table (V, D): integer `ids` (B, ...) and the error `dy` (B, ..., D)."""
 
-    ids: Array
-    dy: Array
+    ids: Leaf
+    dy: Leaf
 
     def sum(self, param: Array) -> Array:
         """The gradient (V, D), accumulated in at least float32."""
@@ -95,10 +100,11 @@ class Running:
     """A running mean and variance, kept beside the parameters but not learned by gradient.
 
     `mean` and `var` have one shape (C,); `decay` is the share of the old value that a step keeps.
+    They are arrays, or what stands for them in another tree of parameters: shapes, flags.
     """
 
-    mean: Array
-    var: Array
+    mean: Any
+    var: Any
     decay: float = dataclasses.field(default=0.99, metadata={"static": True})
 
     def merge(self, seen: "Moments") -> "Running":
@@ -120,9 +126,9 @@ class Moments:
     shift keeps the variance from cancelling in float32.
     """
 
-    count: Array
-    total: Array
-    square: Array
+    count: Leaf
+    total: Leaf
+    square: Leaf
 
 
 Contribution: TypeAlias = "Outer | Total | Rows | Many | Moments | Array | None"
@@ -160,6 +166,27 @@ def total(contribution: Contribution, param: Any) -> Any:
     if isinstance(contribution, KINDS):
         return like_primal(_stacked(_sum, contribution, param)(contribution, param), param)
     return like_primal(contribution, param)
+
+
+def scaled(contribution: Contribution, factors: Array, param: Array) -> Contribution:
+    """The contribution with each example's part multiplied by its factor (B,)."""
+
+    def scale(c: Contribution, param: Array) -> Contribution:
+        match c:
+            case Many(parts):
+                return Many(tuple(scale(part, param) for part in parts))
+            case Outer() | Total() | Rows():
+                per_example = factors.astype(c.dy.dtype).reshape(-1, *[1] * (c.dy.ndim - 1))
+                return dataclasses.replace(c, dy=c.dy * per_example)
+            case _:
+                raise TypeError(f"only a contribution can be scaled, got {type(c).__name__}")
+
+    return _stacked(scale, contribution, param)(contribution, param)
+
+
+def has_examples(contribution: Contribution) -> bool:
+    """Whether a contribution has a gradient: not frozen, and not a running statistic."""
+    return not (contribution is None or isinstance(contribution, Moments))
 
 
 def inner_products(a: Contribution, b: Contribution, param: Array) -> Array:

@@ -95,7 +95,11 @@ gradients = Collector(lambda visit: visit.dparams, degree=1)
 
 def together(collectors: Mapping[str, Collect]) -> Collector:
     """Several collectors on one traversal; `apart` separates what they gathered."""
-    return Collector(lambda visit: _Row({n: c(visit)[0] for n, c in collectors.items()}))
+    degrees = {getattr(collector, "degree", None) for collector in collectors.values()}
+    return Collector(
+        lambda visit: _Row({n: c(visit)[0] for n, c in collectors.items()}),
+        degree=1 if degrees <= {0, 1} else None,
+    )
 
 
 def apart(collected: PyTree, name: str) -> PyTree:

@@ -161,5 +161,5 @@ def test_ties_that_do_not_fit_are_refused(nothing_compiles):
     ):
         jax.eval_shape(bh.share(model, {"b/w": "a/w"}).init, key, x)
     for ties in ({"c/w": "a/w"}, {"b/w": "c/w"}):
-        with nothing_compiles(), pytest.raises(ValueError, match="no parameter at 'c.*'a', 'b'"):
+        with nothing_compiles(), pytest.raises(ValueError, match=r"no parameter at 'c.*'a', 'b'"):
             jax.eval_shape(bh.share(model, ties).init, key, x)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backhand.data import Batches, train_test_split
+from backhand.data import Batches, houses, train_test_split
 
 
 @settings(max_examples=50, deadline=None)
@@ -41,6 +41,18 @@ def test_the_split_and_the_batches_of_one_seed_do_not_share_an_order():
     data = {"x": np.arange(100)}
     _, test = train_test_split(data, test_fraction=0.2, seed=7)
     assert set(Batches(data, 20, seed=7)[0]["x"]) != set(test["x"])
+
+
+def test_data_drawn_with_the_seed_of_the_split_is_split_at_random():
+    data = {"x": np.random.default_rng(0).uniform(size=2000)}
+    train, test = train_test_split(data, test_fraction=0.5, seed=0)
+    assert abs(train["x"].mean() - test["x"].mean()) < 0.05
+
+
+def test_houses_are_split_at_random_whatever_the_seed():
+    for seed in range(5):
+        train, test = houses(2000, seed=seed).split(test_fraction=0.5, seed=seed)
+        assert abs(train.targets.mean() / test.targets.mean() - 1) < 0.05
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 20.0, float("nan")])

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from backhand.arrays import accumulation_dtype
 from backhand.contributions import Running, is_running
 from backhand.protocol import Layer, Op
 from backhand.visit import PyTree, Residuals
@@ -60,7 +61,7 @@ class Spec:
             return jax.random.key(int(values))
         if not np.issubdtype(values.dtype, np.floating):
             return jnp.asarray(values)
-        return jnp.asarray(values, jnp.promote_types(dtype, jnp.float32) if self.wide else dtype)
+        return jnp.asarray(values, accumulation_dtype(dtype) if self.wide else dtype)
 
     def _names(self) -> list[str]:
         return [*self.axes.split(), self.below]

@@ -104,7 +104,7 @@ def _batch_norm(params: Params, x: Array, training: bool) -> Array:
 def _dropout(params: Params, x: Array, training: bool, key: Array | None = None) -> Array:
     if key is None or not training:
         return x
-    return x * jax.random.bernoulli(key, 0.75, x.shape).astype(x.dtype) / 0.75
+    return ops.dropout.reference(x, key, rate=0.25)
 
 
 def _repeated(depth: int, inner: Layer) -> Callable[..., Array]:

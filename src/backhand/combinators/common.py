@@ -91,7 +91,7 @@ def same_shape(what: str, got: PyTree, other: str, expected: PyTree) -> None:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         ]
 
-    trees = jax.tree.structure(got), jax.tree.structure(expected)
+    trees: list[Any] = [jax.tree.structure(got), jax.tree.structure(expected)]
     if trees[0] != trees[1] or described(got) != described(expected):
         raise ValueError(
             f"{what} must have the shape and dtype of {other}: "

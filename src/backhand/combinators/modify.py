@@ -24,7 +24,20 @@ def checkpoint(inner: Layer) -> Layer:
     """
 
     def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
-        return jax.checkpoint(lambda params, x: inner(params, x, **side))(params, x), x
+        unchanged: list[int | None] = []
+
+        def run(params: Params, x: PyTree) -> PyTree:
+            y = inner(params, x, **side)
+            places = {id(leaf): index for index, leaf in enumerate(jax.tree.leaves(x))}
+            unchanged[:] = [places.get(id(leaf)) for leaf in jax.tree.leaves(y)]
+            return y
+
+        structure: Any
+        leaves, structure = jax.tree.flatten(jax.checkpoint(run)(params, x))
+        inputs = jax.tree.leaves(x)
+        # What is passed on unchanged stays the same array, so that `repeat` stores it once.
+        same = [leaf if i is None else inputs[i] for leaf, i in zip(leaves, unchanged, strict=True)]
+        return structure.unflatten(same), x
 
     def backward(
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
@@ -45,7 +58,8 @@ def freeze(inner: Layer) -> Layer:
     def backward(
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
     ) -> tuple[PyTree, PyTree]:
-        return inner.backward(params, residuals, dy, lambda v: collect(v.frozen()), **side)
+        fixed = lax.stop_gradient(params)
+        return inner.backward(fixed, residuals, dy, lambda v: collect(v.frozen()), **side)
 
     return around("freeze", inner, forward, backward)
 

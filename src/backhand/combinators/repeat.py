@@ -8,6 +8,7 @@ import jax
 from jax import Array, lax
 
 from backhand.combinators.common import around, same_shape
+from backhand.contributions import Leaf
 from backhand.protocol import Layer, output_shape, split_key
 from backhand.visit import Collect, Params, PyTree, Residuals, gradients
 
@@ -69,7 +70,7 @@ class _Saved:
     of x that the step passes on unchanged.
     """
 
-    arrays: list[Array]
+    arrays: list[Leaf]
     plan: tuple[int | tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
     structure: Any = dataclasses.field(metadata={"static": True})
 

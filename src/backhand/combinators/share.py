@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.combinators.common import around, same_shape
-from backhand.contributions import Contribution, Many, Moments, is_contribution
+from backhand.contributions import Contribution, Leaf, Many, Moments, is_contribution
 from backhand.protocol import Layer
 from backhand.visit import Collect, Params, PyTree, Residuals, Visit, gradients
 
@@ -91,7 +91,7 @@ class _Use:
     """
 
     collected: PyTree
-    depth: Array
+    depth: Leaf
     params: Params
     residuals: Residuals
     dy: PyTree

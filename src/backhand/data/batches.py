@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 
+_SHUFFLE = 0x5348_5546  # sets the streams of this file apart from all others of the same seed
+
 
 def count_examples(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
     """The leading length that all `arrays` share; a ValueError where there is no such length."""
@@ -37,10 +39,13 @@ def count_examples(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
 def shuffled_rows(examples: int, seed: int, *stream: int) -> Rows:
     """A permutation of `range(examples)`; every `(seed, *stream)` gives an independent one.
 
-    Sorting raw bits instead of `Generator.permutation`: NumPy promises the same raw bits in every
-    release, and makes no such promise for what a Generator derives from them.
+    Independent also of `np.random.default_rng(seed)`: data that was drawn from the bits which then
+    order it would come out sorted. Raw bits are sorted, instead of `Generator.permutation`, because
+    NumPy promises the same raw bits in every release, and makes no such promise for what a
+    Generator derives from them.
     """
-    bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=stream)).random_raw(examples)
+    sequence = np.random.SeedSequence(seed, spawn_key=(_SHUFFLE, *stream))
+    bits = np.random.PCG64(sequence).random_raw(examples)
     return np.argsort(bits, kind="stable").astype(np.int64, copy=False)
 
 

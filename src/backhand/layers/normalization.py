@@ -34,7 +34,7 @@ def layer_norm(*, eps: float = 1e-5) -> Layer:
 
     def rule(params: Params, residuals: PyTree, dy: Array) -> tuple[PyTree, Array]:
         x, mean, rstd = residuals
-        own = Residuals(x, mean, rstd, params["scale"])
+        own = Residuals(x, mean, rstd, params["scale"], params["offset"])
         dx, dscale, doffset = normalization_backward(own, dy, (dy.ndim - 1,))
         return {"scale": dscale, "offset": doffset}, dx
 
@@ -79,15 +79,17 @@ def batch_norm(*, decay: float = 0.99, eps: float = 1e-5) -> Layer:
 
     def _by_running(params: Params, x: Array) -> Residuals:
         running = lax.stop_gradient(params["running"])
-        mean, rstd = running.mean, 1 / jnp.sqrt(running.var + eps)
-        return Residuals(x, last_axis(mean, x), last_axis(rstd, x), params["scale"])
+        dtype = accumulation_dtype(x.dtype)
+        mean, rstd = running.mean.astype(dtype), 1 / jnp.sqrt(running.var.astype(dtype) + eps)
+        own = (x, last_axis(mean, x), last_axis(rstd, x))
+        return Residuals(*own, params["scale"], params["offset"])
 
     def rule(
         params: Params, residuals: PyTree, dy: Array, *, training: bool
     ) -> tuple[PyTree, Array]:
         if training:
             x, mean, rstd = residuals
-            own = Residuals(x, mean, rstd, params["scale"])
+            own = Residuals(x, mean, rstd, params["scale"], params["offset"])
             dx, dscale, doffset = normalization_backward(own, dy, tuple(range(dy.ndim - 1)))
             seen = _moments(own, params["running"], eps)
             return {"scale": dscale, "offset": doffset, "running": seen}, dx
@@ -105,7 +107,7 @@ def batch_norm(*, decay: float = 0.99, eps: float = 1e-5) -> Layer:
 def _moments(residuals: Residuals, running: Running, eps: float) -> Moments:
     """What the batch adds to the running statistics."""
     count = math.prod(residuals.x.shape[:-1])
-    shift = residuals.mean.reshape(-1) - running.mean
+    shift = residuals.mean.reshape(-1) - running.mean.astype(residuals.mean.dtype)
     var = 1 / jnp.square(residuals.rstd.reshape(-1)) - eps
     n = jnp.asarray(count, shift.dtype)
     return Moments(n, n * shift, n * (var + jnp.square(shift)))

@@ -32,6 +32,7 @@ class Residuals(NamedTuple):
     mean: Float[Array, "..."]
     rstd: Float[Array, "..."]
     scale: Float[Array, " D"]
+    offset: Float[Array, " D"]
 
     @property
     def h(self) -> Float[Array, "... D"]:
@@ -113,7 +114,7 @@ def _normalize(
     wide = upcast(x)
     mean = _mean(wide, axes)
     rstd = 1 / jnp.sqrt(_mean(jnp.square(wide - mean), axes) + eps)
-    residuals = Residuals(x, mean, rstd, scale)
+    residuals = Residuals(x, mean, rstd, scale, offset)
     return affine(residuals.h, scale, offset).astype(x.dtype), residuals
 
 
@@ -131,14 +132,14 @@ def layer_norm_backward(
     residuals: Residuals, dy: Float[Array, "... D"], *, eps: float = 1e-5
 ) -> tuple[Float[Array, "... D"], Float[Array, " D"], Float[Array, " D"]]:
     dx, dscale, doffset = normalization_backward(residuals, dy, (dy.ndim - 1,))
-    return dx, total(dscale, residuals.scale), total(doffset, residuals.scale)
+    return dx, total(dscale, residuals.scale), total(doffset, residuals.offset)
 
 
 def batch_norm_backward(
     residuals: Residuals, dy: Float[Array, "... D"], *, eps: float = 1e-5
 ) -> tuple[Float[Array, "... D"], Float[Array, " D"], Float[Array, " D"]]:
     dx, dscale, doffset = normalization_backward(residuals, dy, tuple(range(dy.ndim - 1)))
-    return dx, total(dscale, residuals.scale), total(doffset, residuals.scale)
+    return dx, total(dscale, residuals.scale), total(doffset, residuals.offset)
 
 
 def affine(

@@ -1,5 +1,8 @@
 """Everything that a training run carries from step to step."""
 
+import dataclasses
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax
@@ -8,27 +11,76 @@ import optax
 from jax import Array
 
 from backhand.contributions import is_running
+from backhand.protocol import listed
 from backhand.visit import Params, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """An exponential moving average of parameters; each step keeps the share `decay` of it."""
+
+    params: Params
+    decay: float = dataclasses.field(metadata={"static": True})
+
+    def updated(self, params: Params) -> "Average":
+        """The average after a step that ended in `params`."""
+        keep = self.decay
+        new = jax.tree.map(lambda old, p: keep * old + (1 - keep) * p, self.params, params)
+        return Average(new, keep)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossScale:
+    """A factor on every error of a reverse pass in float16, taken out of the gradient again.
+
+    Halved when a step overflows, doubled after `patience` steps that do not.
+
+    References:
+        Micikevicius et al., "Mixed precision training", 2017.
+    """
+
+    scale: Array
+    good_steps: Array
+    patience: int = dataclasses.field(default=2000, metadata={"static": True})
+
+    def updated(self, finite: Array) -> "LossScale":
+        """The scale after a step whose gradient was finite, or not."""
+        good = jnp.where(finite, self.good_steps + 1, 0)
+        grow = good >= self.patience
+        scale = jnp.where(finite, jnp.where(grow, 2 * self.scale, self.scale), self.scale / 2)
+        return LossScale(jnp.clip(scale, 1, 2.0**24), jnp.where(grow, 0, good), self.patience)
 
 
 class TrainState(NamedTuple):
     """A pytree: what `train_step` takes and gives.
 
     Attributes:
-        step: how many updates were made, int32 ().
+        step: how many batches were seen, int32 ().
         params: the parameters, running statistics included.
         opt_state: the optimizer's.
         key: the key of the run; step n uses `jax.random.fold_in(key, n)`. None without one.
+        average: the moving average of the parameters; None without one.
+        loss_scale: the loss scale; None without one.
     """
 
     step: Array
     params: Params
     opt_state: PyTree
     key: Array | None
+    average: Average | None = None
+    loss_scale: LossScale | None = None
 
 
 def train_state(
-    params: Params, optimizer: optax.GradientTransformation, *, key: Array | None = None
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: Array | None = None,
+    frozen: Sequence[str] = (),
+    ema_decay: float | None = None,
+    loss_scale: float | None = None,
 ) -> TrainState:
     """The state before the first step, on copies of `params` and `key`: steps donate their state.
 
@@ -36,32 +88,74 @@ def train_state(
         params: as `objective.init` gives them.
         optimizer: any Optax update rule.
         key: for models that use one while training.
+        frozen: the step's, paths of parameters that are not trained: no optimizer state for them.
+        ema_decay: in [0, 1), keeps a moving average of the parameters.
+        loss_scale: for float16 activations, the scale to begin with, such as 2.0**15.
 
     Raises:
         TypeError: if the optimizer is not an `optax.GradientTransformation`.
+        ValueError: for a decay outside [0, 1), a scale below 1, or a path that matches nothing.
     """
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
+    if loss_scale is not None and not loss_scale >= 1:
+        raise ValueError(f"loss_scale must be 1 or more, got {loss_scale}")
     params, key = jax.tree.map(jnp.copy, (params, key))
-    opt_state = learning(optimizer, params).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=learning(optimizer, params, frozen).init(params),
+        key=key,
+        average=None if ema_decay is None else Average(jax.tree.map(jnp.copy, params), ema_decay),
+        loss_scale=None
+        if loss_scale is None
+        else LossScale(jnp.float32(loss_scale), jnp.zeros((), jnp.int32)),
+    )
 
 
 def learning(
-    optimizer: optax.GradientTransformation, params: Params
+    optimizer: optax.GradientTransformation, params: Params, frozen: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, kept from running statistics: weight decay would shrink a variance.
+    """The optimizer, kept from frozen parameters and from running statistics.
+
+    Weight decay would shrink both.
 
     Raises:
         TypeError: if it is not an `optax.GradientTransformation`.
+        ValueError: for a path that matches no parameter.
     """
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "the optimizer must be an optax.GradientTransformation, such as optax.adamw(1e-3); got "
             f"{optimizer!r}"
         )
-    mask = jax.tree.map(_is_learned, params, is_leaf=is_running)
+    mask = learned(params, frozen)
     if not all(jax.tree.leaves(mask)):
         optimizer = optax.masked(optimizer, mask)
     return optax.with_extra_args_support(optimizer)
+
+
+def learned(params: Params, frozen: Sequence[str] = ()) -> PyTree:
+    """True for each parameter that is trained: no running statistic, and at no frozen path.
+
+    Args:
+        params: parameters.
+        frozen: paths, their keys joined by "/", with `*` for any characters: "tokens/*".
+
+    Raises:
+        ValueError: for a path that matches no parameter.
+    """
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    for pattern in frozen:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise ValueError(f"frozen: no parameter is at {pattern!r}; there are {listed(paths)}")
+    fixed = {path for path in paths if any(fnmatchcase(path, pattern) for pattern in frozen)}
+    running = jax.tree.leaves(jax.tree.map(_is_learned, params, is_leaf=is_running))
+    kept = [r and path not in fixed for r, path in zip(running, paths, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), kept)
 
 
 def _is_learned(leaf: Any) -> Any:

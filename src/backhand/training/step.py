@@ -1,14 +1,19 @@
 """One step of training: forward, loss, backward, update."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
+from jax.typing import DTypeLike
 
 from backhand.accumulate import accumulate as in_micro_batches
+from backhand.arrays import inverse
+from backhand.clipping import value_and_clipped_grad
 from backhand.collectors import merge_statistics, statistics
 from backhand.gradients import (
     Batch,
@@ -18,11 +23,27 @@ from backhand.gradients import (
     value_and_collect,
     value_and_grad,
 )
-from backhand.training.state import TrainState, learning
+from backhand.training.state import TrainState, learned, learning
 from backhand.visit import Params, PyTree
 from backhand.visit import gradients as gradient
 
-Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """A jitted step `(state, batch) -> (state, metrics)`, made by `train_step`.
+
+    Args:
+        check: `(state, batch) -> None`, run on the host; raises before anything compiles.
+        jitted: the step itself, whose `lower` gives XLA's memory and cost analyses.
+    """
+
+    check: Callable[[TrainState, Batch], None]
+    jitted: Any
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """The state after the step, and its metrics; donates the state."""
+        self.check(state, batch)
+        return self.jitted(state, dict(batch))
 
 
 def train_step(
@@ -31,25 +52,45 @@ def train_step(
     *,
     accumulate: int = 1,
     gradients: Literal["manual", "automatic"] = "manual",
-) -> Step:
+    clip_norm: float | None = None,
+    clip_layer_norm: float | None = None,
+    clip_example_norm: float | None = None,
+    frozen: Sequence[str] = (),
+    dtype: DTypeLike | None = None,
+    nonfinite: Literal["keep", "drop", "skip"] = "keep",
+    steps_per_call: int = 1,
+) -> TrainStep:
     """A jitted step `(state, batch) -> (state, metrics)`.
 
-    The state is donated: use the one that comes back. Compiled once for each shape of batch.
+    The state is donated: use the one that comes back. Compiled once for each shape of batch, and
+    dispatched without waiting for the device.
 
     Args:
         objective: what to minimize.
         optimizer: any Optax update rule, the one that the state was made with. Rules that ask for
             them get the loss (`value`), the gradient (`grad`) and the objective (`value_fn`).
-        accumulate: the number of micro-batches that a batch is computed in.
+        accumulate: the number of micro-batches that a batch is computed in; see `bh.accumulate`.
         gradients: "manual" for the hand-written reverse pass, "automatic" for `jax.grad`.
+        clip_norm: the largest norm of the whole gradient, after accumulation.
+        clip_layer_norm: likewise of each layer's gradient.
+        clip_example_norm: likewise of each example's; see `bh.value_and_clipped_grad`.
+        frozen: paths of parameters that are not trained, such as "tokens/*"; see `learned`.
+        dtype: of the activations: floating-point inputs are cast to it; parameters, sums and
+            losses stay float32. float16 needs a state with a loss scale.
+        nonfinite: what happens at a NaN or Inf in a loss or gradient. "drop" leaves out the
+            micro-batches that have one, "skip" the whole update; both count them in the metrics.
+            With a loss scale an update that overflows is always skipped.
+        steps_per_call: S; above 1 the step takes S batches stacked on a leading axis, and gives S
+            of each metric. Small models train several times as fast so.
 
     Returns:
-        The step. Its metrics are device scalars: "loss", "gradient_norm", and the objective's.
+        The step. Its metrics are device scalars: "loss", "gradient_norm" before any clipping of
+        it, and the objective's.
 
     Raises:
         TypeError: if the optimizer is not an Optax update rule.
-        ValueError: for another kind of gradients, fewer than 1 micro-batch or, when called, a batch
-            that the objective refuses; before anything compiles.
+        ValueError: for a setting outside what is stated above or, when called, a batch that the
+            objective refuses or an optimizer state of other parameters; before anything compiles.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp, optax
@@ -63,14 +104,31 @@ def train_step(
         (1, ['gradient_norm', 'loss'])
     """
     learning(optimizer, ())
-    evaluate = in_micro_batches(_evaluation(objective, gradients), accumulate).evaluate
+    for name, norm in (("clip_norm", clip_norm), ("clip_layer_norm", clip_layer_norm)):
+        if norm is not None and not norm > 0:
+            raise ValueError(f"{name} must be above 0, got {norm}")
+    if nonfinite not in ("keep", "drop", "skip"):
+        raise ValueError(f"nonfinite must be 'keep', 'drop' or 'skip', got {nonfinite!r}")
+    if steps_per_call < 1:
+        raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
+    evaluate = in_micro_batches(
+        _evaluation(objective, gradients, clip_example_norm),
+        accumulate,
+        nonfinite="drop" if nonfinite == "drop" else "keep",
+    ).evaluate
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        batch = dict(batch) if dtype is None else {**batch, "inputs": _cast(batch["inputs"], dtype)}
         key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-        terms, collected = evaluate(state.params, batch, key=key)
-        loss, grads = terms.mean(), collected["gradients"]
+        loss, grads, seen, metrics = reverse(state, batch, key)
+        rules = learning(optimizer, state.params, frozen)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        if clip_layer_norm is not None:
+            grads = _by_layer(grads, clip_layer_norm)
+        if clip_norm is not None:
+            grads = _scaled(grads, clip_norm / jnp.maximum(optax.tree.norm(grads), clip_norm))
         with jax.numpy_dtype_promotion("standard"):  # Optax's rules mix dtypes
-            updates, opt_state = learning(optimizer, state.params).update(
+            updates, opt_state = rules.update(
                 grads,
                 state.opt_state,
                 state.params,
@@ -78,27 +136,70 @@ def train_step(
                 grad=grads,
                 value_fn=lambda params: objective(params, batch, key=key),
             )
-            params = optax.apply_updates(state.params, updates)
-        params = merge_statistics(params, collected["statistics"])
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **terms.measured()}
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+            params = merge_statistics(optax.apply_updates(state.params, updates), seen)
+        new = state._replace(params=params, opt_state=opt_state)
+        if state.average is not None:
+            new = new._replace(average=state.average.updated(params))
+        if nonfinite == "skip" or state.loss_scale is not None:
+            fine = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
+            kept = ("params", "opt_state", "average")
+            new = new._replace(
+                **{n: _where(fine, getattr(new, n), getattr(state, n)) for n in kept}
+            )
+            metrics["skipped"] = 1 - fine.astype(jnp.int32)
+            if state.loss_scale is not None:
+                new = new._replace(loss_scale=state.loss_scale.updated(fine))
+        return new._replace(step=state.step + 1), metrics
 
-    compiled = jax.jit(run, donate_argnums=0)
+    def reverse(
+        state: TrainState, batch: dict[str, PyTree], key: Array | None
+    ) -> tuple[Array, PyTree, PyTree, dict[str, Array]]:
+        """The loss, its gradient, what running statistics saw, and the metrics."""
+        scale = None
+        if state.loss_scale is not None:  # the weight is a function of the batch: the rest is dead
+            terms, _ = objective.forward(state.params, batch, key=key, training=True)
+            factor = state.loss_scale.scale
+            scale = jax.tree.map(lambda w: factor * inverse(w), terms.weight)
+        terms, collected = evaluate(state.params, batch, scale=scale, key=key)
+        grads, metrics = collected["gradients"], terms.measured()
+        if state.loss_scale is not None:
+            grads = _scaled(grads, 1 / state.loss_scale.scale)
+            metrics["loss_scale"] = state.loss_scale.scale
+        mask = learned(state.params, frozen)
+        grads = jax.tree.map(lambda g, kept: g if kept else jnp.zeros_like(g), grads, mask)
+        return terms.mean(), grads, collected["statistics"], {"loss": terms.mean(), **metrics}
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        objective.check(state.params, batch)
-        return compiled(state, dict(batch))
+    def runs(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return lax.scan(run, state, dict(batches))
 
-    step.compiled = compiled  # type: ignore[attr-defined]
-    return step
+    compiled = jax.jit(run if steps_per_call == 1 else runs, donate_argnums=0)
+    known: set[Any] = set()
+
+    def check(state: TrainState, batch: Batch) -> None:
+        one = batch if steps_per_call == 1 else _unstacked(batch, steps_per_call)
+        objective.check(state.params, one)
+        structure = jax.tree.structure(state)
+        if structure not in known:
+            _check_state(state, optimizer, frozen, dtype)
+            known.add(structure)
+
+    return TrainStep(check, compiled)
 
 
-def _evaluation(objective: Objective, gradients: Literal["manual", "automatic"]) -> Evaluation:
+def _evaluation(
+    objective: Objective,
+    gradients: Literal["manual", "automatic"],
+    clip_example_norm: float | None,
+) -> Evaluation:
     """Gradients and running statistics, in one pass either way.
 
-    The statistics come from the hand-written reverse: they do not depend on the errors, so the
-    compiler drops the rest of it.
+    Beside automatic gradients the statistics come from the hand-written reverse: they do not depend
+    on the errors, so the compiler drops the rest of it.
     """
+    if clip_example_norm is not None:
+        if gradients != "manual":
+            raise ValueError("clip_example_norm needs the hand-written reverse: gradients='manual'")
+        return value_and_clipped_grad(objective, clip_example_norm)
     manual = value_and_collect(objective, gradients=gradient, statistics=statistics)
     if gradients == "manual":
         return manual
@@ -110,3 +211,76 @@ def _evaluation(objective: Objective, gradients: Literal["manual", "automatic"])
         return terms, collected | forward.evaluate(params, batch, **given)[1]
 
     return dataclasses.replace(manual, evaluate=evaluate)
+
+
+def _check_state(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    frozen: Sequence[str],
+    dtype: DTypeLike | None,
+) -> None:
+    """Refuses a state that this step cannot continue.
+
+    Raises:
+        ValueError: saying why.
+    """
+    expected = jax.eval_shape(learning(optimizer, state.params, frozen).init, state.params)
+    got = jax.eval_shape(lambda: state.opt_state)
+    structures: list[Any] = [jax.tree.structure(expected), jax.tree.structure(got)]
+    same = structures[0] == structures[1]
+    if not same or any(
+        a.shape != b.shape
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True)
+    ):
+        raise ValueError(
+            "the optimizer state is not one of these parameters and this optimizer; make it with "
+            "bh.train_state(params, optimizer), with the same `frozen` as the step: expected "
+            f"{jax.tree.structure(expected)}, got {jax.tree.structure(got)}"
+        )
+    if dtype is not None and jnp.dtype(dtype) == jnp.float16 and state.loss_scale is None:
+        raise ValueError("float16 needs a loss scale: bh.train_state(..., loss_scale=2.0**15)")
+
+
+def _unstacked(batches: Batch, steps: int) -> Batch:
+    """S stacked batches as one long one, to check.
+
+    Raises:
+        ValueError: if they are not S.
+    """
+
+    def flat(leaf: Any) -> Any:
+        shape = np.shape(leaf)
+        if len(shape) < 2 or shape[0] != steps:
+            raise ValueError(
+                f"{steps} steps in a call need arrays of shape ({steps}, B, ...), got {shape}"
+            )
+        return leaf.reshape(shape[0] * shape[1], *shape[2:])
+
+    return jax.tree.map(flat, dict(batches))
+
+
+def _cast(inputs: PyTree, dtype: DTypeLike) -> PyTree:
+    """Floating-point inputs in the dtype of the activations."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, inputs
+    )
+
+
+def _where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
+
+
+def _scaled(grads: PyTree, factor: Array) -> PyTree:
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+
+
+def _by_layer(grads: PyTree, max_norm: float) -> PyTree:
+    """Each layer's gradient clipped to a norm; a layer is the parameters of one dict or tuple."""
+    structure: Any
+    paths, structure = jax.tree_util.tree_flatten_with_path(grads)
+    layers: dict[Any, list[Array]] = {}
+    for path, leaf in paths:
+        layers.setdefault(path[:-1], []).append(leaf)
+    norms = {layer: optax.tree.norm(leaves) for layer, leaves in layers.items()}
+    factors = {layer: max_norm / jnp.maximum(norm, max_norm) for layer, norm in norms.items()}
+    return structure.unflatten([_scaled(leaf, factors[path[:-1]]) for path, leaf in paths])

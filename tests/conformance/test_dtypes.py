@@ -1,0 +1,93 @@
+"""In low precision each side is set against float64, never one against the other."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from backhand.arrays import is_floating
+from backhand.catalogue import ROWS
+from backhand.contributions import Many, Outer, Rows, Total, total
+from tests.conformance.checks import (
+    NAMES,
+    automatic,
+    distance,
+    floating,
+    hand_written,
+    length,
+    magnitude,
+    mismatches,
+    problem,
+    wide,
+)
+from tests.tolerances import tolerance
+
+
+def worse_than_automatic(row, dtype):
+    """The leaves whose hand-written cotangent is further from the truth than the automatic one."""
+    arguments, dy = problem(row, dtype)
+
+    @jax.jit
+    def both(arguments, dy):
+        return hand_written(row, arguments, dy), automatic(row.reference, arguments, dy)
+
+    ours, theirs = both(arguments, dy)
+    with jax.enable_x64(True):
+        exact = wide(arguments)
+        y = jax.eval_shape(row.reference, *exact)
+        error = jax.tree.map(lambda dy, y: dy.astype(y.dtype), wide(dy), y)
+        truth = jax.jit(lambda *given: automatic(row.reference, *given))(exact, error)
+    limits = {
+        path: 2 * distance(theirs[path], leaf)
+        + tolerance(dtype, length(dy, truth), magnitude(leaf))
+        for path, leaf in truth.items()
+    }
+    return mismatches(ours, floating(arguments)[0]) + [
+        f"{path}: off by {worst:.2e}, where {limits[path]:.2e} is rounding"
+        for path, leaf in truth.items()
+        if not (worst := distance(ours[path], leaf)) <= limits[path]
+    ]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_no_cotangent_is_further_from_the_truth_than_the_automatic_one(row, dtype):
+    assert worse_than_automatic(row, dtype) == []
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_a_cotangent_has_the_dtype_of_its_primal_whatever_the_others_have(row):
+    arguments = row.arguments()
+    for dtypes in ([jnp.bfloat16], [jnp.bfloat16, jnp.float32], [jnp.float32, jnp.bfloat16]):
+        own = itertools.cycle(dtypes)
+        mixed = jax.tree.map(lambda x, own=own: _cast(x, next(own)), arguments)
+        dy = jax.eval_shape(row.reference, *mixed)
+        cotangents = jax.eval_shape(lambda *given: hand_written(row, *given), mixed, dy)
+        assert mismatches(cotangents, floating(mixed)[0]) == []
+
+
+def _cast(x, dtype):
+    return x.astype(dtype) if is_floating(x) else x
+
+
+SUMS = {
+    "Outer": lambda x, dy: Outer(x, dy),
+    "Total": lambda x, dy: Total(dy),
+    "Rows": lambda x, dy: Rows(jnp.zeros(len(dy), jnp.int32), dy),
+    "Many": lambda x, dy: Many((Total(dy), Total(dy))),
+}
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_a_long_sum_of_bfloat16_errors_is_as_exact_as_one_of_float32(kind):
+    """The sum of 16,384 errors of one sign, which bfloat16 cannot count beyond 256."""
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.uniform(0.5, 1, (16384, 2)), jnp.bfloat16) for _ in range(2))
+    param = jnp.zeros({"Outer": (2, 2), "Rows": (3, 2)}.get(kind, (2,)))
+    got = total(SUMS[kind](x, dy), param)
+    with jax.enable_x64(True):
+        truth = total(SUMS[kind](wide(x), wide(dy)), wide(param))
+    assert got.dtype == jnp.float32
+    assert distance(got, truth) <= tolerance(jnp.float32, len(dy), magnitude(truth))
