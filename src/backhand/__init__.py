@@ -2,6 +2,7 @@
 
 from backhand import data, losses, metrics, ops, testing
 from backhand.accumulate import accumulate
+from backhand.accumulator import Accumulator, accumulator
 from backhand.audit import Report, compare
 from backhand.clipping import value_and_clipped_grad
 from backhand.collectors import merge_statistics, per_example_norms, square_norms, statistics
@@ -54,6 +55,7 @@ from backhand.visit import Collector, Visit, gradients
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accumulator",
     "Collector",
     "Layer",
     "Loss",
@@ -70,6 +72,7 @@ __all__ = [
     "TrainState",
     "Visit",
     "accumulate",
+    "accumulator",
     "add",
     "as_layer",
     "batch_norm",

@@ -163,20 +163,32 @@ def _of_sums(
     nonfinite: Nonfinite,
 ) -> Callable[..., Any]:
     """`accumulate` of a function that gives sums, or means whose weights are stated."""
+    sums = as_sums(function, weight)
 
     def run(params: Params, batch: Batch, *, key: Array | None = None, **given: Any) -> Any:
         def one(part: Batch, index: Array | int) -> tuple[PyTree, PyTree]:
             own = {} if key is None else {"key": split_key(key, index)}
-            value, grads = function(params, part, **own, **given)
-            if weight is None:
-                return (*_pair(value), grads), ()
-            w = jnp.asarray(weight(part), value.dtype)
-            return (w * value, w, jax.tree.map(lambda g: w.astype(g.dtype) * g, grads)), ()
+            return sums(params, part, **own, **given), ()
 
         (total, w, grads), _, _ = _scan(one, batch, micro_batches, dtype, nonfinite)
         return total * inverse(w), jax.tree.map(lambda g: g * inverse(w).astype(g.dtype), grads)
 
     return run
+
+
+def as_sums(
+    function: Callable[..., Any], weight: Callable[[Batch], Array] | None
+) -> Callable[..., tuple[Array, Array, PyTree]]:
+    """`(params, batch, ...) -> (sum, weight, gradient of the sum)`, of either form of function."""
+
+    def sums(params: Params, batch: Batch, **given: Any) -> tuple[Array, Array, PyTree]:
+        value, grads = function(params, batch, **given)
+        if weight is None:
+            return (*_pair(value), grads)
+        w = jnp.asarray(weight(batch), value.dtype)
+        return w * value, w, jax.tree.map(lambda g: w.astype(g.dtype) * g, grads)
+
+    return sums
 
 
 def _pair(value: Any) -> tuple[Array, Array]:
@@ -213,20 +225,20 @@ def _scan(
 
     def step(sums: PyTree, index: Array) -> tuple[PyTree, PyTree]:
         new, own = one(part(index), index)
-        bad = jnp.zeros((), bool) if nonfinite == "keep" else ~_all_finite(new)
+        bad = jnp.zeros((), bool) if nonfinite == "keep" else ~all_finite(new)
         if nonfinite == "drop":
             new, own = jax.tree.map(lambda x: jnp.where(bad, jnp.zeros_like(x), x), (new, own))
         return jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, new), (own, bad)
 
     indices = jnp.arange(micro_batches, dtype=jnp.int32)
     like, _ = jax.eval_shape(lambda index: one(part(index), index), indices[0])
-    zeros = jax.tree.map(lambda leaf: _zeros(leaf, dtype), like)
-    sums, (own, bad) = lax.scan(step, zeros, indices)
+    start = jax.tree.map(lambda leaf: zeros(leaf, dtype), like)
+    sums, (own, bad) = lax.scan(step, start, indices)
     added = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, like)
     return added, own, jnp.sum(bad, dtype=jnp.int32)
 
 
-def _all_finite(tree: PyTree) -> Array:
+def all_finite(tree: PyTree) -> Array:
     """Whether no number in the tree is NaN or infinite."""
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if is_floating(x)]
     return jnp.all(jnp.stack(finite))
@@ -242,8 +254,11 @@ def _filled(batch: dict[str, PyTree], missing: int) -> dict[str, PyTree]:
     def last(leaf: Array) -> Array:
         return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, 0)])
 
+    def weightless(w: Array) -> Array:
+        return jnp.concatenate([w, jnp.zeros((missing, *w.shape[1:]), w.dtype)])
+
     filled = {name: jax.tree.map(last, value) for name, value in batch.items()}
-    return filled | {"weights": last(weights).at[length:].set(0)}
+    return filled | {"weights": jax.tree.map(weightless, weights)}
 
 
 def _in_columns(batch: Batch, micro_batches: int) -> Batch:
@@ -273,7 +288,7 @@ def _join(leaf: Array, axis: int, length: int) -> Array:
     return lax.slice_in_dim(leaf, 0, length, axis=place)
 
 
-def _zeros(like: jax.ShapeDtypeStruct, dtype: DTypeLike) -> Array:
+def zeros(like: jax.ShapeDtypeStruct, dtype: DTypeLike) -> Array:
     """Where a sum begins: in `dtype`, or float64 where its terms are."""
     wide = accumulation_dtype(like.dtype)
     return jnp.zeros(like.shape, wide if wide == jnp.float64 else dtype, device=like.sharding)

@@ -113,8 +113,9 @@ class Running:
         shift = seen.total / count
         var = seen.square / count - shift**2
         keep = jnp.where(seen.count > 0, self.decay, 1.0)[..., None]
-        mean = self.mean + (1 - keep) * shift
-        return Running(mean, keep * self.var + (1 - keep) * jnp.maximum(var, 0), self.decay)
+        mean = self.mean.astype(shift.dtype) + (1 - keep) * shift
+        var = keep * self.var.astype(shift.dtype) + (1 - keep) * jnp.maximum(var, 0)
+        return Running(mean.astype(self.mean.dtype), var.astype(self.var.dtype), self.decay)
 
 
 @jax.tree_util.register_dataclass

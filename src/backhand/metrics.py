@@ -8,7 +8,7 @@ says how two parts combine: a (sum, weight) pair, as a loss gives, is a `Mean`; 
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from backhand.arrays import inverse
 
@@ -91,7 +91,7 @@ def reduction(measured: Any) -> Reduction:
 
 def accuracy(
     logits: Float[Array, "*positions V"],
-    targets: Int[Array, "*positions"],
+    targets: Integer[Array, "*positions"],
     weights: Array | None = None,
 ) -> Mean:
     """The weighted share of positions whose largest logit is the label's.

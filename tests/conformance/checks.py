@@ -55,7 +55,9 @@ def aligned(arguments, cotangents):
     found = {}
     for index, (argument, cotangent) in enumerate(zip(arguments, cotangents, strict=True)):
         primals, structure = jax.tree.flatten_with_path(argument)
-        leaves = structure.flatten_up_to(cotangent) if cotangent is not None else [None] * len(primals)
+        leaves = (
+            structure.flatten_up_to(cotangent) if cotangent is not None else [None] * len(primals)
+        )
         for (path, primal), leaf in zip(primals, leaves, strict=True):
             name = f"[{index}]{jax.tree_util.keystr(path)}"
             if is_floating(primal):
@@ -110,7 +112,9 @@ def mismatches(got, like):
     if got.keys() != like.keys():
         return [f"{sorted(got)} are not {sorted(like)}"]
     described = {
-        path: [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in (got[path], like[path])]
+        path: [
+            f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in (got[path], like[path])
+        ]
         for path in like
     }
     return [f"{path}: {a} for {b}" for path, (a, b) in described.items() if a != b]

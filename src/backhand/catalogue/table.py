@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from backhand import combinators, layers, losses, ops
+from backhand.arrays import upcast
 from backhand.catalogue.row import Row, Spec
 from backhand.ops.normalization import affine
 from backhand.protocol import Layer
@@ -93,12 +94,13 @@ def _layer_norm(params: Params, x: Array, eps: float = 1e-5) -> Array:
 
 
 def _batch_norm(params: Params, x: Array, training: bool) -> Array:
-    scale, offset = params["scale"], params["offset"]
     if training:
-        return ops.batch_norm.reference(x, scale, offset)
-    mean, var = lax.stop_gradient((params["running"].mean, params["running"].var))
-    factor = scale / jnp.sqrt(var + 1e-5)
-    return affine(x.astype(factor.dtype), factor, offset - mean * factor).astype(x.dtype)
+        return ops.batch_norm.reference(x, params["scale"], params["offset"])
+    wide = upcast(x)
+    params = jax.tree.map(lambda leaf: leaf.astype(wide.dtype), params)
+    running = lax.stop_gradient(params["running"])
+    factor = params["scale"] / jnp.sqrt(running.var + 1e-5)
+    return affine(wide, factor, params["offset"] - running.mean * factor).astype(x.dtype)
 
 
 def _dropout(params: Params, x: Array, training: bool, key: Array | None = None) -> Array:

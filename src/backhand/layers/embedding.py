@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer, normal
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from backhand import ops
 from backhand.arrays import accumulation_dtype
@@ -38,7 +38,7 @@ def embedding(vocabulary: int, features: int, *, initializer: Initializer | None
     def init(key: Array, ids: jax.ShapeDtypeStruct) -> Params:
         return {"table": make(key, (vocabulary, features), jnp.float32)}
 
-    def forward(params: Params, ids: Int[Array, "..."]) -> tuple[Array, Array]:
+    def forward(params: Params, ids: Integer[Array, "..."]) -> tuple[Array, Array]:
         return ops.embedding.forward(params["table"], ids)[0], ids
 
     def rule(params: Params, ids: Array, dy: Array) -> tuple[PyTree, None]:

@@ -6,17 +6,17 @@ A row is blamed for every place that read it, and rows that nobody read get none
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from backhand.arrays import explicit_sharding
 from backhand.contributions import Rows, total
 from backhand.protocol import Op
 
-Residuals = tuple[Float[Array, "V D"], Int[Array, "..."]]
+Residuals = tuple[Float[Array, "V D"], Integer[Array, "..."]]
 
 
 def embedding_forward(
-    table: Float[Array, "V D"], ids: Int[Array, "..."]
+    table: Float[Array, "V D"], ids: Integer[Array, "..."]
 ) -> tuple[Float[Array, "... D"], Residuals]:
     """The rows of a table.
 
@@ -44,7 +44,7 @@ def embedding_forward(
     return take_rows(table, ids), (table, ids)
 
 
-def take_rows(table: Float[Array, "V D"], ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+def take_rows(table: Float[Array, "V D"], ids: Integer[Array, "..."]) -> Float[Array, "... D"]:
     """`table[ids]`, NaN outside; under an explicit mesh sharded as the ids are."""
     sharding = explicit_sharding(ids)
     if sharding is not None:

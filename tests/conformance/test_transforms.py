@@ -1,0 +1,74 @@
+"""Every row under JAX's transformations gives what it gives one call at a time."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import backhand as bh
+from backhand.catalogue import ROWS, Row
+from tests.conformance.checks import (
+    NAMES,
+    automatic,
+    call,
+    differences,
+    faults,
+    hand_written,
+    length,
+    magnitude,
+    problem,
+)
+from tests.tolerances import tolerance
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def keeps_shape(row):
+    """Whether the row is a layer whose output can be its input again."""
+    if isinstance(row.function, bh.Op):
+        return False
+    arguments = row.arguments()
+    return bh.protocol.shapes_of(arguments[1]) == jax.eval_shape(row.reference, *arguments)
+
+
+REPEATABLE = [row for row in ROWS if keeps_shape(row)]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_vmap_and_scan_give_what_one_call_after_the_other_gives(row):
+    """The call inside a scan or vmap is differentiated: residuals are stacked on the way."""
+    one, other = problem(row, seed=0), problem(row, seed=1)
+    arguments, dy = jax.tree.map(lambda *leaves: jnp.stack(leaves), one, other)
+    function = call(row)
+
+    def scanned(*arguments):
+        return lax.scan(lambda carry, own: (carry, function(*own)), None, arguments)[1]
+
+    @jax.jit
+    def run(arguments, dy):
+        return [automatic(f, arguments, dy) for f in (jax.vmap(function), scanned)]
+
+    single = jax.jit(lambda arguments, dy: automatic(row.reference, arguments, dy))
+    truth = jax.tree.map(lambda *leaves: jnp.stack(leaves), single(*one), single(*other))
+    limit = tolerance(jnp.float64, length(dy, truth), magnitude(dy, truth))
+    for name, got in zip(("vmap", "scan"), run(arguments, dy), strict=True):
+        assert (name, differences(got, truth, limit)) == (name, [])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("remembering", [True, False], ids=["repeat", "repeat(checkpoint)"])
+@pytest.mark.parametrize("row", REPEATABLE, ids=str)
+def test_a_layer_repeated_has_the_gradient_of_the_loop(row, remembering, times):
+    inner = row.function if remembering else bh.checkpoint(row.function)
+    repeated = Row(row.name, bh.repeat, row.inputs, {"inner": inner, "depth": times}, row.side)
+    assert faults(repeated) == []
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "key" in row.side], ids=str)
+def test_another_key_gives_other_numbers_and_the_same_key_the_same(row):
+    """Forward and backward draw the same: else a cotangent would be of another function."""
+    (params, x, side), dy = problem(row)
+    run = jax.jit(lambda key: hand_written(row, (params, x, {**side, "key": key}), dy))
+    same, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert differences(same, again, 0.0) == []
+    assert differences(same, other, 0.0) != []
