@@ -37,7 +37,7 @@ def spread(params, seed=9):
 def assert_close(ours, truth, rtol=1e-12, floor=None):
     """Every leaf of two trees of one structure, shape and dtype: max |a - b| <= rtol max |b|.
 
-    A leaf may also be off by `floor`, by default `rtol` of the largest leaf's rounding.
+    A leaf may also be off by `floor`: what is zero but for rounding has no relative error.
     """
     assert jax.tree.structure(ours) == jax.tree.structure(truth)
     pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(truth), strict=True)
@@ -47,7 +47,7 @@ def assert_close(ours, truth, rtol=1e-12, floor=None):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         assert np.isfinite(a).all() and np.isfinite(b).all(), f"{name} is not finite"
         worst, largest = np.abs(a - b).max(initial=0), np.abs(b).max(initial=0)
-        limit = rtol * largest + (1e-3 * rtol if floor is None else floor)
+        limit = rtol * largest + (1e-2 * rtol if floor is None else floor)
         assert worst <= limit, (
             f"{name}: differs by {worst:.2e}, its largest element is {largest:.2e}"
         )

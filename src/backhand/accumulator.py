@@ -129,16 +129,19 @@ def accumulator(
         if isinstance(function, Evaluation):
             function.objective.check(params, batch)
         (total, w, collected), metrics = jax.eval_shape(lambda: one(params, batch, None))
-        summed = jax.tree.map(lambda leaf: zeros(leaf, dtype), (total, w, collected))
+        total, w, collected = jax.tree.map(lambda leaf: zeros(leaf, dtype), (total, w, collected))
         metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
-        return Sums(*summed, metrics, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        counts = (jnp.zeros((), jnp.int32) for _ in range(2))
+        return Sums(total, w, collected, metrics, *counts)
 
     def add(sums: Sums, params: Params, batch: Batch, key: Array | None) -> Sums:
         new, metrics = one(params, batch, split_key(key, sums.added))
         fine = all_finite(new) if nonfinite == "drop" else jnp.ones((), bool)
         if nonfinite == "drop":
             new = jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), new)
-        added = jax.tree.map(lambda total, x: total + x.astype(total.dtype), tuple(sums[:3]), new)
+        total, w, collected = jax.tree.map(
+            lambda total, x: total + x.astype(total.dtype), tuple(sums[:3]), new
+        )
         first = sums.added == sums.dropped
 
         def join(old: Reduction, now: Reduction) -> Reduction:
@@ -148,7 +151,7 @@ def accumulator(
 
         joined = {name: join(old, metrics[name]) for name, old in sums.metrics.items()}
         bad = 1 - fine.astype(jnp.int32)
-        return Sums(*added, joined, sums.added + 1, sums.dropped + bad)
+        return Sums(total, w, collected, joined, sums.added + 1, sums.dropped + bad)
 
     def divide(sums: Sums) -> tuple[Array, PyTree]:
         loss = sums.total * inverse(sums.weight)

@@ -97,7 +97,7 @@ def parallel(*layers: Layer, **named: Layer) -> Layer:
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
     ) -> tuple[PyTree, PyTree]:
         collected, dx = {}, None
-        for index, (name, part) in enumerate(parts.items()):
+        for index, (name, part) in reversed(list(enumerate(parts.items()))):
             with located("parallel", name):
                 collected[name], branch = part.backward(
                     params[name], residuals[name], dy[name], collect, **side_of(part, side, index)
