@@ -3,15 +3,17 @@
     python examples/digits.py
 
 About 10 seconds on two CPU cores, most of them compilation. Prints the accuracy on the fifth of
-the images that was held out, near 98.8% (98.0% or more for each of 15 seeds), the first images that
-it got wrong, and the hand-written gradient of the trained model against jax.grad's: they agree.
+the images that was held out, 98.4% on average (at least 97.5% for each of the seeds 0 to 29), some
+images that it got wrong, and the hand-written gradient of the trained model beside jax.grad's,
+leaf by leaf: they agree.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from common import Parser, cosine, progress, write_metrics
 
 import backhand as bh
+from common import Parser, cosine, progress, write_metrics
 
 INKS = " .:*#@"  # from paper to ink
 SHOWN = 4  # images at most, side by side
@@ -19,11 +21,12 @@ SHOWN = 4  # images at most, side by side
 
 def make_model() -> bh.Layer:
     return bh.chain(
+        smudge=bh.dropout(0.1),
         hidden=bh.dense(128),
-        act=bh.relu(),
+        act=bh.gelu(),
         drop=bh.dropout(0.3),
         hidden2=bh.dense(128),
-        act2=bh.relu(),
+        act2=bh.gelu(),
         drop2=bh.dropout(0.3),
         out=bh.dense(10),
     )
@@ -70,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         if i % 100 == 0:
             bar.set_postfix(loss=f"{metrics['loss']:.3f}")
 
-    logits = model(state.params, test["inputs"], training=False)
+    logits = model(state.params, jnp.asarray(test["inputs"]), training=False)
     predictions = np.argmax(np.asarray(logits), -1)
     accuracy = float(np.mean(predictions == test["targets"]))
     print(f"test accuracy {accuracy:.2%} on {len(predictions)} images")

@@ -2,15 +2,16 @@
 
     python examples/quickstart.py
 
-About 5 seconds on two CPU cores. Prints a loss that falls from 2.3 to 0.1, the largest difference
-between the hand-written gradient and jax.grad's, below 1e-6, and the test accuracy, near 97%.
+About 5 seconds on two CPU cores. Prints a loss that falls from 2.4 to less than 0.1, the largest
+difference between the hand-written gradient and jax.grad's, below 1e-6, and the accuracy on the
+fifth of the images that was held out, about 98%.
 """
 
 import jax
 import jax.numpy as jnp
-from common import Parser, write_metrics
 
 import backhand as bh
+from common import Parser, write_metrics
 
 linear, relu, cross_entropy = bh.ops.linear, bh.ops.relu, bh.losses.softmax_cross_entropy
 
@@ -52,7 +53,7 @@ def automatic(params, batch):
 
 
 def main(argv=None):
-    parser = Parser(__doc__, ["sgd"], steps=1000, batch_size=64, learning_rate=0.1, optimizer="sgd")
+    parser = Parser(__doc__, ["sgd"], steps=2000, batch_size=64, learning_rate=0.2, optimizer="sgd")
     args = parser.parse(argv)
     with parser.one_line_errors():
         images = bh.data.digits()
@@ -71,13 +72,14 @@ def main(argv=None):
     params = {"hidden": init(first, 64, 64), "out": init(second, 64, 10)}
     for i in range(args.steps):
         params, loss = step(params, batches[i])
-        if i % 200 == 0 or i == args.steps - 1:
+        if i % 400 == 0 or i == args.steps - 1:
             print(f"step {i:4}: loss {loss:.4f}")
 
     ours, theirs = (jax.jit(f)(params, batches[0])[1] for f in (manual, automatic))
     difference = max(jax.tree.leaves(jax.tree.map(lambda a, b: abs(a - b).max(), ours, theirs)))
     print(f"largest difference from jax.grad: {difference:.1e}")
-    accuracy = (forward(params, test["inputs"])[0].argmax(-1) == test["targets"]).mean()
+    logits, _ = forward(params, jnp.asarray(test["inputs"]))
+    accuracy = (logits.argmax(-1) == test["targets"]).mean()
     print(f"test accuracy: {accuracy:.2%}")
     metrics = {"test_accuracy": accuracy, "loss": loss, "largest_difference": difference}
     write_metrics(args.json, {name: float(value) for name, value in metrics.items()})

@@ -61,25 +61,30 @@ def assert_identical(ours, other):
 
 
 def random_like(tree, seed=100):
-    """A random error for every floating-point leaf."""
+    """A random error for every floating-point leaf, None for the others."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten(
-        [normal(seed + i, *leaf.shape, dtype=leaf.dtype) for i, leaf in enumerate(leaves)]
-    )
+
+    def error(leaf, seed):
+        if not bh.arrays.is_floating(leaf):
+            return None
+        return normal(seed, *leaf.shape, dtype=leaf.dtype)
+
+    return structure.unflatten([error(leaf, seed + i) for i, leaf in enumerate(leaves)])
 
 
 def both_gradients(layer, params, x, **side):
     """(dparams, dx) by the hand-written backward and by `jax.vjp` of the forward, of a random dy.
 
-    Parts of x that are integers have no error: None in the first, left out of the second.
+    Parts of x that are integers have no error: None in both.
     """
     leaves, structure = jax.tree.flatten(x)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    floating = [bh.arrays.is_floating(leaf) for leaf in leaves]
 
     def by_floats(params, floats):
         rest = iter(floats)
         own = [next(rest) if f else leaf for leaf, f in zip(leaves, floating, strict=True)]
-        return layer(params, structure.unflatten(own), **side)
+        y = layer(params, structure.unflatten(own), **side)
+        return jax.tree.map(lambda leaf: leaf if bh.arrays.is_floating(leaf) else None, y)
 
     @jax.jit
     def run(params, x, floats):

@@ -49,8 +49,8 @@ def accumulate(
             weight of its mean. A mean alone cannot be accumulated exactly.
         dtype: what sums run in, at least; float64 sums stay float64.
         nonfinite: "drop" leaves out a micro-batch whose loss or gradient has a NaN or Inf, with its
-            weight; their number is the metric "dropped" (for another function, it is only left
-            out). "keep" lets it through.
+            weight and metrics; their number is the metric "dropped" (for another function, it is
+            only left out). "keep" lets it through.
 
     Returns:
         An evaluation for an evaluation; else a function `(params, batch, *, key=None, ...) ->
@@ -68,19 +68,35 @@ def accumulate(
         >>> params = loss.init(jax.random.key(0), batch)
         >>> value, grads = bh.accumulate(bh.value_and_grad(loss), 2)(params, batch)
     """
-    if not callable(function):
-        raise TypeError(f"accumulate needs a function that gives gradients, got {function!r}")
-    if micro_batches < 1:
-        raise ValueError(f"accumulate needs at least 1 micro-batch, got {micro_batches}")
-    if nonfinite not in ("keep", "drop"):
-        raise ValueError(f"nonfinite must be 'keep' or 'drop', got {nonfinite!r}")
+    check_settings("accumulate", function, micro_batches, weight, nonfinite)
     if not isinstance(function, Evaluation):
         return _of_sums(function, micro_batches, weight, dtype, nonfinite)
-    if weight is not None:
-        raise TypeError("weight is for other functions: an evaluation knows the weight of its mean")
     if micro_batches == 1 and nonfinite == "keep":
         return function
     return _of_evaluation(function, micro_batches, dtype, nonfinite)
+
+
+def check_settings(
+    name: str,
+    function: Any,
+    micro_batches: int,
+    weight: Callable[[Batch], Array] | None,
+    nonfinite: str,
+) -> None:
+    """Refuses what cannot be accumulated.
+
+    Raises:
+        TypeError: for something that cannot be called, or a weight beside an evaluation.
+        ValueError: for less than 1 micro-batch, or an unknown choice.
+    """
+    if not callable(function):
+        raise TypeError(f"{name} needs a function that gives gradients, got {function!r}")
+    if micro_batches < 1:
+        raise ValueError(f"{name} needs at least 1 micro-batch, got {micro_batches}")
+    if nonfinite not in ("keep", "drop"):
+        raise ValueError(f"nonfinite must be 'keep' or 'drop', got {nonfinite!r}")
+    if weight is not None and isinstance(function, Evaluation):
+        raise TypeError("weight is for other functions: an evaluation knows the weight of its mean")
 
 
 def _of_evaluation(
@@ -99,7 +115,8 @@ def _of_evaluation(
     ) -> tuple[Terms, dict[str, PyTree]]:
         length = jax.tree.leaves(batch)[0].shape[0]
         batch = _filled(dict(batch), -length % micro_batches)
-        if scale is None:  # the weight is a function of the batch: the rest is dead code
+        divides = scale is None
+        if divides:  # the weight is a function of the batch: the rest is dead code
             whole, _ = evaluation.objective.forward(params, batch, key=key, training=training)
             scale = jax.tree.map(inverse, whole.weight)
 
@@ -111,7 +128,7 @@ def _of_evaluation(
             own = {name: tree for name, tree in collected.items() if axes[name] is not None}
             return (terms.total, terms.weight, added), (terms.metrics, own)
 
-        (total, weight, added), (metrics, own), dropped = _scan(
+        (total, weight, added), (metrics, own), fine = _scan(
             one, batch, micro_batches, dtype, nonfinite
         )
         joined = {
@@ -119,10 +136,12 @@ def _of_evaluation(
             for name, tree in own.items()
         }
         collected = {name: (added | joined)[name] for name in evaluation.collectors}
-        metrics = {name: metric.combine() for name, metric in metrics.items()}
+        kept = fine if nonfinite == "drop" else None
+        metrics = {name: metric.combine(kept) for name, metric in metrics.items()}
         if nonfinite == "drop":
-            metrics["dropped"] = Sum(dropped)
-            collected = rescaled(evaluation.collectors, collected, scale, weight)
+            metrics["dropped"] = Sum(jnp.sum(~fine, dtype=jnp.int32))
+            if divides:
+                collected = rescaled(evaluation.collectors, collected, scale, weight)
         return Terms(total, weight, metrics), collected
 
     return dataclasses.replace(evaluation, evaluate=jax.jit(evaluate, static_argnames="training"))
@@ -216,7 +235,7 @@ def _scan(
     """Runs `one(part, index) -> (added, own)` over the micro-batches.
 
     Returns:
-        What was added, summed; what is each part's own, stacked; how many parts were dropped.
+        What was added, summed; what is each part's own, stacked; which parts (K,) were not dropped.
     """
     columns = _in_columns(batch, micro_batches)
 
@@ -225,17 +244,17 @@ def _scan(
 
     def step(sums: PyTree, index: Array) -> tuple[PyTree, PyTree]:
         new, own = one(part(index), index)
-        bad = jnp.zeros((), bool) if nonfinite == "keep" else ~all_finite(new)
+        fine = jnp.ones((), bool) if nonfinite == "keep" else all_finite(new)
         if nonfinite == "drop":
-            new, own = jax.tree.map(lambda x: jnp.where(bad, jnp.zeros_like(x), x), (new, own))
-        return jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, new), (own, bad)
+            new, own = jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), (new, own))
+        return jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, new), (own, fine)
 
     indices = jnp.arange(micro_batches, dtype=jnp.int32)
     like, _ = jax.eval_shape(lambda index: one(part(index), index), indices[0])
     start = jax.tree.map(lambda leaf: zeros(leaf, dtype), like)
-    sums, (own, bad) = lax.scan(step, start, indices)
+    sums, (own, fine) = lax.scan(step, start, indices)
     added = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, like)
-    return added, own, jnp.sum(bad, dtype=jnp.int32)
+    return added, own, fine
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -265,16 +284,22 @@ def _in_columns(batch: Batch, micro_batches: int) -> Batch:
     """Every (B, ...) as (B / K, K, ...), a view: column k is micro-batch k.
 
     Raises:
-        ValueError: if K does not divide B.
+        ValueError: if there is no common B, or K does not divide it.
     """
+    lengths = sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)})
+    if len(lengths) != 1 or lengths[0] == ():
+        raise ValueError(
+            "accumulate needs a batch whose arrays have one common first axis, got lengths "
+            f"{[length[0] if length else 'none' for length in lengths]}"
+        )
+    ((length,),) = lengths
+    if length % micro_batches:
+        raise ValueError(
+            f"accumulate needs a batch that divides into {micro_batches} micro-batches, got "
+            f"{length} examples; fill it up with examples of weight 0"
+        )
 
     def split(leaf: Any) -> Array:
-        length = np.shape(leaf)[0]
-        if length % micro_batches:
-            raise ValueError(
-                f"accumulate needs a batch that divides into {micro_batches} micro-batches, got "
-                f"{length} examples; fill it up with examples of weight 0"
-            )
         return jnp.reshape(leaf, (length // micro_batches, micro_batches, *np.shape(leaf)[1:]))
 
     return jax.tree.map(split, batch)

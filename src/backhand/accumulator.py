@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from backhand.accumulate import Nonfinite, all_finite, as_sums, rescaled, zeros
+from backhand.accumulate import (
+    Nonfinite,
+    all_finite,
+    as_sums,
+    check_settings,
+    rescaled,
+    zeros,
+)
 from backhand.arrays import inverse
 from backhand.gradients import Batch, Evaluation
 from backhand.metrics import Reduction
@@ -43,14 +50,15 @@ class Accumulator:
 
     Args:
         every: how many micro-batches make a window.
-        init: `(params, batch) -> Sums`, empty; from the shapes of a micro-batch.
+        init: `(params, batch, *, key=None) -> Sums`, empty; from the shapes of a micro-batch, and
+            with a key for a function that needs one.
         add: `(sums, params, batch, *, key=None) -> Sums`, jitted; donates `sums`. Each micro-batch
             of a window gets a key of its own from `key`.
         divide: `Sums -> (loss, gradient or what is collected)`, jitted.
     """
 
     every: int
-    init: Callable[[Params, Batch], Sums]
+    init: Callable[..., Sums]
     add: Callable[..., Sums]
     divide: Callable[[Sums], tuple[Array, PyTree]]
 
@@ -103,8 +111,9 @@ def accumulator(
         nonfinite: as for `bh.accumulate`.
 
     Raises:
+        TypeError: for something that cannot be called.
         ValueError: for a window of less than 1 micro-batch; when first used, for a loss of several
-            terms or a collector that has no sum.
+            terms, a collector that has no sum, or sums that another model's `init` made.
 
     Example:
         >>> import backhand as bh
@@ -117,18 +126,15 @@ def accumulator(
         ...     sums = window.add(sums, params, batch)
         >>> (value, grads), sums = window.take(sums)
     """
-    if every < 1:
-        raise ValueError(f"an accumulator's window needs at least 1 micro-batch, got {every}")
-    if nonfinite not in ("keep", "drop"):
-        raise ValueError(f"nonfinite must be 'keep' or 'drop', got {nonfinite!r}")
+    check_settings("accumulator", function, every, weight, nonfinite)
     one = (
         _of_evaluation(function) if isinstance(function, Evaluation) else _of_sums(function, weight)
     )
 
-    def init(params: Params, batch: Batch) -> Sums:
+    def init(params: Params, batch: Batch, *, key: Array | None = None) -> Sums:
         if isinstance(function, Evaluation):
             function.objective.check(params, batch)
-        (total, w, collected), metrics = jax.eval_shape(lambda: one(params, batch, None))
+        (total, w, collected), metrics = jax.eval_shape(one, params, dict(batch), key)
         total, w, collected = jax.tree.map(lambda leaf: zeros(leaf, dtype), (total, w, collected))
         metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
         counts = (jnp.zeros((), jnp.int32) for _ in range(2))
@@ -142,14 +148,9 @@ def accumulator(
         total, w, collected = jax.tree.map(
             lambda total, x: total + x.astype(total.dtype), tuple(sums[:3]), new
         )
-        first = sums.added == sums.dropped
-
-        def join(old: Reduction, now: Reduction) -> Reduction:
-            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), old, now).combine()
-            both = jax.tree.map(lambda b, n: jnp.where(first, n, b), both, now)
-            return jax.tree.map(lambda b, o: jnp.where(fine, b, o), both, old)
-
-        joined = {name: join(old, metrics[name]) for name, old in sums.metrics.items()}
+        kept = jnp.stack([sums.added > sums.dropped, fine])
+        both = jax.tree.map(lambda *parts: jnp.stack(parts), sums.metrics, metrics)
+        joined = {name: metric.combine(kept) for name, metric in both.items()}
         bad = 1 - fine.astype(jnp.int32)
         return Sums(total, w, collected, joined, sums.added + 1, sums.dropped + bad)
 
@@ -163,13 +164,29 @@ def accumulator(
         return loss, result if function.alone is None else result[function.alone]
 
     jitted = jax.jit(add, donate_argnums=0)
+    known: set[Any] = set()
 
     def checked_add(sums: Sums, params: Params, batch: Batch, *, key: Array | None = None) -> Sums:
         if isinstance(function, Evaluation):
             function.objective.check(params, batch)
+        met = _shapes((sums, params))
+        if met not in known:
+            expected = jax.eval_shape(lambda: init(params, batch, key=key))
+            if _shapes(sums) != _shapes(expected):
+                raise ValueError(
+                    "the sums are not of these parameters; make them with init(params, batch), "
+                    f"got {jax.tree.structure(sums)}"
+                )
+            known.add(met)
         return jitted(sums, params, batch, key)
 
     return Accumulator(every, init, checked_add, jax.jit(divide))
+
+
+def _shapes(tree: PyTree) -> tuple[Any, ...]:
+    """The structure of a tree and the shapes of its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    return (structure, *(jnp.shape(leaf) for leaf in leaves))
 
 
 def _of_evaluation(evaluation: Evaluation) -> Callable[..., Any]:
@@ -183,9 +200,11 @@ def _of_evaluation(evaluation: Evaluation) -> Callable[..., Any]:
 
     def one(params: Params, batch: Batch, key: Array | None) -> tuple[PyTree, PyTree]:
         batch = jax.tree.map(jnp.asarray, dict(batch))
-        terms, collected = evaluation.evaluate(params, batch, scale=jnp.ones(()), key=key)
-        if len(jax.tree.leaves(terms.total)) != 1:
+        whole, _ = evaluation.objective.forward(params, batch, key=key, training=True)
+        if len(jax.tree.leaves(whole.weight)) != 1:  # the rest of it is dead code
             raise ValueError("an accumulator needs a loss of one term; use bh.accumulate")
+        ones = jax.tree.map(jnp.ones_like, whole.total)
+        terms, collected = evaluation.evaluate(params, batch, scale=ones, key=key)
         return (terms.total, terms.weight, collected), terms.metrics
 
     return one

@@ -3,9 +3,12 @@
 A reverse pass multiplies and sums arrays whose dtype, sharding and varying mesh axes need not be
 those of the array that the result is the cotangent of. Every product and sum that makes a cotangent
 ends in `like_primal`, and every product goes through `contract`, so no op has to know about meshes.
+On the way forward an activation stays split as it is: a parameter meets it through `product` or
+`last_axis`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +34,13 @@ def inverse(weight: Array) -> Array:
 
 
 def last_axis(v: Array, x: Array) -> Array:
-    """`v` (D,) with leading axes of length 1, to meet the last axis of `x` (..., D)."""
+    """`v` (D,) with leading axes of length 1, to meet the last axis of `x` (..., D).
+
+    Split as that axis is.
+    """
+    sharding = explicit_sharding(x)
+    if sharding is not None:
+        v = jax.sharding.reshard(v, sharding.update(spec=sharding.spec[-1:]))
     return v.reshape((1,) * (x.ndim - 1) + v.shape)
 
 
@@ -44,6 +53,27 @@ def explicit_sharding(like: Array) -> NamedSharding | None:
     """The sharding of `like` where its mesh has explicit axes; None where the compiler decides."""
     sharding = jax.typeof(like).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def product(x: Array, w: Array) -> Array:
+    """`x` (..., I) times `w` (I, O), in the dtype of `x`.
+
+    Split as `x` is, and over O as `w` is unless that would split two axes over one of the mesh.
+    """
+    sharding = explicit_sharding(x)
+    if sharding is not None:
+        lead, own = sharding.spec[:-1], jax.typeof(w).sharding.spec[1]
+        sharding = sharding.update(spec=(*lead, None if _axes((own,)) & _axes(lead) else own))
+    axes = ((x.ndim - 1,), (0,))
+    return lax.dot_general(x, w.astype(x.dtype), (axes, ((), ())), out_sharding=sharding)
+
+
+def reshape_examples(x: Array, shape: tuple[int, ...]) -> Array:
+    """`x` (B, ...) as (B, *shape), the batch split as it was and each example whole."""
+    sharding = explicit_sharding(x)
+    if sharding is not None:
+        sharding = sharding.update(spec=(sharding.spec[0], *[None] * len(shape)))
+    return lax.reshape(x, (x.shape[0], *shape), out_sharding=sharding)
 
 
 def like_primal(cotangent: Array, primal: Array) -> Array:
@@ -82,3 +112,20 @@ def contract(a: Array, b: Array, axes: tuple[Sequence[int], Sequence[int]], like
         out_sharding=explicit_sharding(like),
     )
     return like_primal(product, like)
+
+
+def one_by_one(f: Callable[[Any], Any], xs: Any) -> Any:
+    """`f` of each example in turn, stacked: one in memory at a time.
+
+    A scan cannot run along an axis that an explicit mesh splits over its devices. There it is all
+    of a device's examples at once.
+    """
+    sharding = explicit_sharding(jax.tree.leaves(xs)[0])
+    split = sharding is not None and sharding.spec[0] is not None
+    return jax.vmap(f)(xs) if split else lax.map(f, xs)
+
+
+def _axes(spec: Sequence[str | tuple[str, ...] | None]) -> set[str]:
+    """The mesh axes that a partition spec names."""
+    names = (entry if isinstance(entry, tuple) else (entry,) for entry in spec)
+    return {name for entry in names for name in entry if name is not None}

@@ -8,6 +8,8 @@ contributions of the one pass wait unsummed: x and dy of each weight give first 
 scaled by the factor of its example, the clipped sum.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -22,7 +24,9 @@ from backhand.visit import Collector, Params, PyTree, gradients
 contributions = Collector(lambda visit: visit.contributions)
 
 
-def value_and_clipped_grad(objective: Objective, max_norm: float) -> Evaluation:
+def value_and_clipped_grad(
+    objective: Objective, max_norm: float, *, mask: Callable[[Params], PyTree] | None = None
+) -> Evaluation:
     """The loss, and its gradient with every example's own clipped to a norm.
 
     An evaluation, so it can be accumulated. The metric "clipped" is the share of examples that
@@ -32,6 +36,8 @@ def value_and_clipped_grad(objective: Objective, max_norm: float) -> Evaluation:
         objective: what to differentiate; a loss of one term, and layers whose rules leave
             parameters' cotangents unsummed (`Outer`, `Total`, `Rows`).
         max_norm: c, above 0.
+        mask: from the parameters, True for each that is trained; the others have a gradient of 0
+            and no part in the norms. None trains all.
 
     Raises:
         ValueError: if c is not above 0, or the loss has several terms.
@@ -66,14 +72,20 @@ def value_and_clipped_grad(objective: Objective, max_norm: float) -> Evaluation:
         if len(jax.tree.leaves(terms.weight)) != 1:
             raise ValueError("clipping by example needs a loss of one term")
         (error,) = jax.tree.leaves(jax.tree.map(inverse, terms.weight) if scale is None else scale)
-        uses = collected["contributions"]
+        trained = jax.tree.map(lambda _: True, params) if mask is None else mask(params)
+        uses = map_owners(
+            lambda _, c, kept: c if has_examples(c) and kept is True else None,
+            params,
+            collected["contributions"],
+            trained,
+        )
         squares = map_owners(
-            lambda p, c: inner_products(c, c, p) if has_examples(c) else jnp.zeros(()), params, uses
+            lambda p, c: jnp.zeros(()) if c is None else inner_products(c, c, p), params, uses
         )
         norms = per_example_norms(squares) * inverse(error)
         factors = max_norm / jnp.maximum(norms, max_norm)
         grads = map_owners(
-            lambda p, c: total(scaled(c, factors, p) if has_examples(c) else c, p), params, uses
+            lambda p, c: total(None if c is None else scaled(c, factors, p), p), params, uses
         )
         seen = (factors < 1, norms > 0)
         clipped = Mean(*(jnp.sum(which, dtype=jnp.float32) for which in seen))

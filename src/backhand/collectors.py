@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from backhand.arrays import upcast
+from backhand.arrays import one_by_one, upcast
 from backhand.contributions import KINDS, Contribution, Moments, inner_products, map_owners
 from backhand.visit import Collector, Params, PyTree, Visit
 
@@ -55,7 +55,7 @@ def _one_by_one(visit: Visit, batch: int) -> list[Array]:
         map_owners(read, visit.params, rule(visit.params, residuals, dy)[0])
         return norms
 
-    return lax.map(example, (visit.residuals, visit.dy))
+    return one_by_one(example, (visit.residuals, visit.dy))
 
 
 square_norms = Collector(_square_norms, batch_axis=-1, degree=2)

@@ -24,9 +24,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from backhand.arrays import accumulation_dtype, contract, explicit_sharding, like_primal, upcast
+from backhand.arrays import (
+    accumulation_dtype,
+    contract,
+    explicit_sharding,
+    is_floating,
+    like_primal,
+    one_by_one,
+    upcast,
+)
 
 if TYPE_CHECKING:
     Leaf: TypeAlias = Array
@@ -91,7 +99,8 @@ class Many:
     def sum(self, param: Array) -> Array:
         """The sum of the parts' gradients, accumulated in at least float32."""
         sums = [_sum(part, param) for part in self.parts if part is not None]
-        return sum(sums[1:], start=sums[0])
+        same = [like_primal(each, _accumulator(param, each)) for each in sums]
+        return sum(same[1:], start=same[0])
 
 
 @jax.tree_util.register_dataclass
@@ -157,13 +166,16 @@ def map_owners(f: Callable[..., Any], params: Any, *contributions: Any) -> Any:
 def total(contribution: Contribution, param: Any) -> Any:
     """The gradient that a contribution sums to, in the shape, dtype and sharding of `param`.
 
-    A frozen parameter (None) and a running statistic (`Moments`) have a gradient of zero.
+    A frozen parameter (None) and a running statistic (`Moments`) have a gradient of zero; integers
+    have none.
 
     Raises:
         ValueError: if the sum has another shape than `param`.
     """
     if contribution is None or isinstance(contribution, Moments) or isinstance(param, Running):
         return jax.tree.map(jnp.zeros_like, param)
+    if not is_floating(param):
+        return None
     if isinstance(contribution, KINDS):
         return like_primal(_stacked(_sum, contribution, param)(contribution, param), param)
     return like_primal(contribution, param)
@@ -223,7 +235,7 @@ def _inner(a: Contribution, b: Contribution, param: Array) -> Array:
         g = one[0].sum(param)
         return jnp.vdot(g, g if a is b else one[1].sum(param))
 
-    return lax.map(example, (a, b))
+    return one_by_one(example, (a, b))
 
 
 def _closed_form(a: Contribution, b: Contribution) -> Array | None:
@@ -243,7 +255,9 @@ def _closed_form(a: Contribution, b: Contribution) -> Array | None:
 
 def _parts(contribution: Contribution) -> tuple[Contribution, ...]:
     """The uses that a contribution is the sum of."""
-    return contribution.parts if isinstance(contribution, Many) else (contribution,)
+    if isinstance(contribution, Many):
+        return tuple(part for part in contribution.parts if part is not None)
+    return (contribution,)
 
 
 def _stacked(f: Callable[..., Any], contribution: Contribution, param: Array) -> Callable[..., Any]:

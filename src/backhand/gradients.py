@@ -13,7 +13,7 @@ from jax import Array
 
 from backhand.arrays import inverse
 from backhand.metrics import Reduction, reduction
-from backhand.protocol import Layer, Loss, listed, split_side, suggestion
+from backhand.protocol import Layer, Loss, listed, shapes_of, split_side, suggestion
 from backhand.visit import Collect, Params, PyTree, Residuals, apart, together
 from backhand.visit import gradients as default_gradients
 
@@ -160,11 +160,14 @@ def objective(
         return model.backward(params, of_model, error, collect, **side(batch, key, training))[0]
 
     def check(params: Params, batch: Batch) -> None:
-        leaves, structure = jax.tree.flatten((params, dict(batch)))
+        if not isinstance(batch, Mapping):
+            check_batch(batch)
+        batch = dict(batch)
+        leaves, structure = jax.tree.flatten((params, batch))
         known = (structure, *((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves))
         if known not in seen:
             check_batch(batch, from_batch)
-            seen[known] = jax.eval_shape(predictions, params, _on_device(batch))
+            seen[known] = jax.eval_shape(predictions, *shapes_of((params, batch)))
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             loss.check(seen[known], batch["targets"], batch.get("weights"))
 

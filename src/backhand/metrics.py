@@ -19,9 +19,9 @@ class Mean(NamedTuple):
     total: Array
     weight: Array
 
-    def combine(self) -> "Mean":
-        """One, from parts stacked on a leading axis."""
-        return Mean(jnp.sum(self.total, 0), jnp.sum(self.weight, 0))
+    def combine(self, kept: Array | None = None) -> "Mean":
+        """One, from parts stacked on a leading axis; of those that are `kept` (K,)."""
+        return Mean(_added(self.total, kept), _added(self.weight, kept))
 
     def value(self) -> Array:
         """The mean."""
@@ -33,9 +33,9 @@ class Sum(NamedTuple):
 
     total: Array
 
-    def combine(self) -> "Sum":
-        """One, from parts stacked on a leading axis."""
-        return Sum(jnp.sum(self.total, 0))
+    def combine(self, kept: Array | None = None) -> "Sum":
+        """One, from parts stacked on a leading axis; of those that are `kept` (K,)."""
+        return Sum(_added(self.total, kept))
 
     def value(self) -> Array:
         """The sum."""
@@ -47,9 +47,9 @@ class Max(NamedTuple):
 
     largest: Array
 
-    def combine(self) -> "Max":
-        """One, from parts stacked on a leading axis."""
-        return Max(jnp.max(self.largest, 0))
+    def combine(self, kept: Array | None = None) -> "Max":
+        """One, from parts stacked on a leading axis; of those that are `kept` (K,)."""
+        return Max(jnp.max(_filled(self.largest, kept), 0))
 
     def value(self) -> Array:
         """The largest."""
@@ -61,9 +61,9 @@ class Last(NamedTuple):
 
     latest: Array
 
-    def combine(self) -> "Last":
-        """One, from parts stacked on a leading axis."""
-        return Last(self.latest[-1])
+    def combine(self, kept: Array | None = None) -> "Last":
+        """One, from parts stacked on a leading axis; of those that are `kept` (K,)."""
+        return Last(_filled(self.latest, kept)[-1])
 
     def value(self) -> Array:
         """The last."""
@@ -71,6 +71,21 @@ class Last(NamedTuple):
 
 
 Reduction: TypeAlias = Mean | Sum | Max | Last
+
+
+def _added(parts: Array, kept: Array | None) -> Array:
+    """The sum over the first axis of the parts that are kept; None keeps all."""
+    if kept is None:
+        return jnp.sum(parts, 0)
+    return jnp.sum(parts, 0, where=kept.reshape(-1, *[1] * (parts.ndim - 1)))
+
+
+def _filled(parts: Array, kept: Array | None) -> Array:
+    """The parts, with the last one that is kept for each that is not; the first if none is."""
+    if kept is None:
+        return parts
+    places = jnp.arange(kept.size, dtype=jnp.int32)
+    return parts[jnp.where(kept, places, jnp.max(jnp.where(kept, places, 0)))]
 
 
 def reduction(measured: Any) -> Reduction:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -25,7 +26,8 @@ def assert_accumulation_exact(
         rtol: the largest difference, over the largest magnitude in the leaf.
 
     Raises:
-        AssertionError: naming the split, the leaf, and by how much it is off.
+        AssertionError: naming the split, the leaf, and by how much it is off; for a leaf that is
+            not finite.
         ValueError: for fewer than two splits.
 
     Example:
@@ -49,12 +51,21 @@ def assert_accumulation_exact(
             f"{split} micro-batches instead of {splits[0]} give a tree of another structure"
         )
         for (path, a), (_, b) in zip(first, other, strict=True):
-            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+            a, b = _numbers(a), _numbers(b)
             name = jax.tree_util.keystr(path, simple=True, separator="/") or "the result"
             assert a.shape == b.shape, f"{name}: {a.shape} becomes {b.shape} at {split}"
+            for values, at in ((a, splits[0]), (b, split)):
+                assert np.isfinite(values).all(), f"{name} is not finite at {at}"
             largest = np.abs(a).max(initial=0) or 1.0
             off = np.abs(a - b).max(initial=0) / largest
             assert off <= rtol, (
                 f"{split} micro-batches instead of {splits[0]} change {name} by {off:.3g} of its "
                 "largest magnitude"
             )
+
+
+def _numbers(leaf: Any) -> Any:
+    """A leaf in float64; of a key, its words."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf, np.float64)

@@ -155,7 +155,10 @@ def _row(path: str, ours: Any, other: Any, tolerance: float, floor: float = 0.0)
     place = [int(i) for i in np.unravel_index(at, a.shape)] if a.size else []
     relative = worst / largest if largest > 0 else (0.0 if worst == 0 else np.inf)
     norms = np.linalg.norm(a), np.linalg.norm(b)
-    both = norms[0] * norms[1]
+    with np.errstate(invalid="ignore"):  # of infinite gradients
+        both = norms[0] * norms[1]
+        cosine = float(np.vdot(a, b) / both) if both else float(norms[0] == norms[1])
+        ratio = float(norms[0] / norms[1]) if norms[1] else float(norms[0] == 0 or np.inf)
     return Row(
         path=path,
         shape=tuple(np.shape(other)),
@@ -163,8 +166,8 @@ def _row(path: str, ours: Any, other: Any, tolerance: float, floor: float = 0.0)
         difference=worst,
         relative=float(relative),
         where=tuple(place),
-        cosine=float(np.vdot(a, b) / both) if both else float(norms[0] == norms[1]),
-        norm_ratio=float(norms[0] / norms[1]) if norms[1] else float(norms[0] == 0 or np.inf),
+        cosine=cosine,
+        norm_ratio=ratio,
         agrees=not sick.any() and (relative <= tolerance or worst <= floor),
         note="NaN or Inf in the gradient" if sick.any() else "",
     )

@@ -20,8 +20,8 @@ from backhand.contributions import Running, is_running
 from backhand.protocol import Layer, Op
 from backhand.visit import PyTree, Residuals
 
-SIZES = {"B": 4, "T": 3, "D": 6, "I": 6, "O": 4, "V": 8}
-"""The length of each axis, unless told otherwise."""
+SIZES = {"B": 4, "T": 3, "D": 8, "I": 8, "O": 4, "V": 12}
+"""The length of each axis, unless told otherwise; all but T divide over four devices."""
 
 KINDS: dict[str, Callable[..., np.ndarray]] = {
     "normal": lambda rng, shape, below: rng.normal(size=shape),
@@ -81,7 +81,7 @@ def make(specs: SpecTree, dtype: DTypeLike = jnp.float32, seed: int = 0, **sizes
 
     Example:
         >>> make({"x": Spec("normal", "B D"), "ids": Spec("ids", "B", "V")}, B=2)["x"].shape
-        (2, 6)
+        (2, 8)
     """
     structure: Any
     leaves, structure = jax.tree.flatten(specs)

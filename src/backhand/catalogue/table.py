@@ -6,6 +6,7 @@ To add one is to add its row.
 import functools
 import operator
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from backhand import combinators, layers, losses, ops
 from backhand.arrays import upcast
 from backhand.catalogue.row import Row, Spec
 from backhand.ops.normalization import affine
-from backhand.protocol import Layer
+from backhand.protocol import Layer, layer
 from backhand.visit import Params, PyTree
 
 # What rows are made of ----------------------------------------------------------------------------
@@ -68,12 +69,13 @@ def _around(
     ids: bool = False,
     side: Mapping[str, Any] | None = None,
     textbook: Callable[..., PyTree] | None = None,
+    without: Mapping[str, str] = MappingProxyType({}),
     **settings: Any,
 ) -> Row:
     """A combinator of layers that fix the number of features."""
     make_layer, x = getattr(combinators, name), IDS if ids else X
     return Row(
-        f"combinators.{name}", make_layer, (x,), settings, side or {}, textbook, edges=BATCH_ONLY
+        f"combinators.{name}", make_layer, (x,), settings, side or {}, textbook, BATCH_ONLY, without
     )
 
 
@@ -120,13 +122,20 @@ def _repeated(depth: int, inner: Layer) -> Callable[..., Array]:
     return textbook
 
 
-_MLP: dict[str, Any] = {"hidden": layers.dense(4), "act": layers.tanh(), "out": layers.dense(6)}
-_BLOCK = combinators.chain(layers.layer_norm(), layers.dense(6), layers.gelu())
-_RANDOM = combinators.chain(layers.dropout(0.25), layers.dense(6), layers.dropout(0.25))
-_NORMED = combinators.chain(layers.dense(4), layers.batch_norm(), layers.dense(6))
+_MLP: dict[str, Any] = {"hidden": layers.dense(4), "act": layers.tanh(), "out": layers.dense(8)}
+_BLOCK = combinators.chain(layers.layer_norm(), layers.dense(8), layers.gelu())
+_RANDOM = combinators.chain(layers.dropout(0.25), layers.dense(8), layers.dropout(0.25))
+_NORMED = combinators.chain(layers.dense(4), layers.batch_norm(), layers.dense(8))
 _TIED = combinators.chain(
-    tokens=layers.embedding(8, 6), body=combinators.skip(_BLOCK), logits=layers.unembedding(8)
+    tokens=layers.embedding(12, 8), body=combinators.skip(_BLOCK), logits=layers.unembedding(12)
 )
+_MASKED = layer(
+    "masked",
+    lambda key, x: (),
+    lambda params, x, *, mask: (jnp.where(mask[..., None], x, 0), ()),
+    lambda params, residuals, dy, *, mask: ((), jnp.where(mask[..., None], dy, 0)),
+)
+_SCAN = {"split parameters": "a scan hands on what it takes, split over devices the same way"}
 _RANDOMLY = {"training": True, "key": KEY}
 
 # The table ----------------------------------------------------------------------------------------
@@ -147,7 +156,7 @@ ROWS: tuple[Row, ...] = (
     *_parameterless("cast", dtype="bfloat16"),
     *_parameterless("cast", dtype="float32"),
     Row("ops.reshape", ops.reshape, (X,), {"shape": (2, -1)}, edges=BATCH_ONLY),
-    Row("layers.reshape", functools.partial(layers.reshape, 9, 2), (X,), edges=BATCH_ONLY),
+    Row("layers.reshape", functools.partial(layers.reshape, 12, 2), (X,), edges=BATCH_ONLY),
     Row("ops.dropout", ops.dropout, (X, KEY), {"rate": 0.25}),
     Row("layers.dropout", layers.dropout, (X,), {"rate": 0.25}, _RANDOMLY, _dropout),
     Row("layers.dropout", layers.dropout, (X,), {"rate": 0.25}, {"training": False}, _dropout),
@@ -156,17 +165,17 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("ops.linear", ops.linear, (Spec("normal", "B I"), WEIGHT, None)),
     Row("layers.dense", layers.dense, (X,), {"features": 4}, textbook=_dense),
-    Row("layers.dense", layers.dense, (X,), {"features": 6, "bias": False}, textbook=_dense),
+    Row("layers.dense", layers.dense, (X,), {"features": 8, "bias": False}, textbook=_dense),
     Row("ops.embedding", ops.embedding, (Spec("normal", "V D", wide=True), IDS)),
     Row(
         "layers.embedding",
         layers.embedding,
         (IDS,),
-        {"vocabulary": 8, "features": 6},
+        {"vocabulary": 12, "features": 8},
         textbook=_embedding,
         edges=BATCH_ONLY,
     ),
-    Row("layers.unembedding", layers.unembedding, (X,), {"vocabulary": 8}, textbook=_unembedding),
+    Row("layers.unembedding", layers.unembedding, (X,), {"vocabulary": 12}, textbook=_unembedding),
     Row("ops.layer_norm", ops.layer_norm, (X, FEATURES, FEATURES)),
     Row("ops.layer_norm", ops.layer_norm, (X, FEATURES, FEATURES), {"eps": 0.1}),
     Row("layers.layer_norm", layers.layer_norm, (X,), textbook=_layer_norm),
@@ -193,7 +202,7 @@ ROWS: tuple[Row, ...] = (
     _around("chain", **_MLP),
     _around("chain", side=_RANDOMLY, drop=layers.dropout(0.25), norm=layers.batch_norm()),
     _around("parallel", **_MLP),
-    _around("parallel", ids=True, first=layers.embedding(8, 6), second=layers.embedding(8, 2)),
+    _around("parallel", ids=True, first=layers.embedding(12, 8), second=layers.embedding(12, 4)),
     _around("add", one=layers.dense(4), other=combinators.chain(layers.dense(4), layers.silu())),
     _around("skip", inner=_BLOCK),
     _around(
@@ -201,13 +210,14 @@ ROWS: tuple[Row, ...] = (
         inner=combinators.skip(_BLOCK),
         depth=3,
         textbook=_repeated(3, combinators.skip(_BLOCK)),
+        without=_SCAN,
     ),
-    _around("repeat", side=_RANDOMLY, inner=_RANDOM, depth=2),
+    _around("repeat", side=_RANDOMLY, inner=_RANDOM, depth=2, without=_SCAN),
     _around("checkpoint", inner=_BLOCK),
     _around("checkpoint", side=_RANDOMLY, inner=_RANDOM),
     _around("freeze", inner=_BLOCK),
     _around("freeze", side={"training": True}, inner=_NORMED),
     _around("share", inner=combinators.chain(a=_BLOCK, b=_BLOCK), ties={"b": "a"}),
     _around("share", ids=True, inner=_TIED, ties={"logits/table": "tokens/table"}),
-    _around("rename", side={"learning": True}, inner=_NORMED, training="learning"),
+    _around("rename", side={"known": Spec("mask", "B T")}, inner=_MASKED, mask="known"),
 )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from backhand.arrays import like_primal
 from backhand.combinators.common import (
     add_errors,
     around,
@@ -159,6 +160,7 @@ def skip(inner: Layer) -> Layer:
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
     ) -> tuple[PyTree, PyTree]:
         collected, dx = inner.backward(params, residuals, dy, collect, **side)
-        return collected, add_errors(dy, dx)
+        direct = jax.tree.map(lambda dy, dx: dy if dx is None else like_primal(dy, dx), dy, dx)
+        return collected, add_errors(direct, dx)
 
     return around("skip", inner, forward, backward)

@@ -8,7 +8,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype, last_axis, upcast
+from backhand.arrays import accumulation_dtype, last_axis, like_primal, upcast
 from backhand.contributions import Moments, Running, Total
 from backhand.ops.normalization import Residuals, affine, normalization_backward
 from backhand.protocol import Layer, layer, need_floating
@@ -99,7 +99,7 @@ def batch_norm(*, decay: float = 0.99, eps: float = 1e-5) -> Layer:
             "scale": Total(error * own.h),
             "offset": Total(error),
             "running": None,
-        }, dx.astype(dy.dtype)
+        }, like_primal(dx, residuals)
 
     return layer("batch_norm", init, forward, rule)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from backhand.arrays import explicit_sharding
 from backhand.protocol import Op, need_floating
 
 X = Float[Array, "*shape"]
@@ -55,25 +56,29 @@ def check_rate(rate: float) -> None:
 
 
 def _dropped(x: Array, key: Array, rate: float) -> Array:
-    keep, scale = _keep(key, x.shape, rate)
+    keep, scale = _keep(key, x, rate)
     return jnp.where(keep, x * scale, jnp.zeros_like(x))
 
 
-def _keep(key: Array, shape: tuple[int, ...], rate: float) -> tuple[Array, float]:
+def _keep(key: Array, like: Array, rate: float) -> tuple[Array, float]:
     """What is kept, and what to multiply it by so that the mean stays exactly.
 
-    One random word of 32 bits serves two inputs: 0.55 of the time of `jax.random.bernoulli`.
+    One random word of 32 bits serves two inputs: 0.55 of the time of `jax.random.bernoulli`. Under
+    an explicit mesh each device draws its own part of the mask.
     """
-    *lead, last = shape or (1,)
+    *lead, last = like.shape or (1,)
     half = -(-last // 2)
-    words = jax.random.bits(key, (*lead, half), jnp.uint32)
+    sharding = explicit_sharding(like)
+    rows = None if sharding is None else sharding.update(spec=(*sharding.spec[:-1], None))
+    words = jax.random.bits(key, (*lead, half), jnp.uint32, out_sharding=rows)
     draws = lax.bitcast_convert_type(words, jnp.uint16).reshape(*lead, 2 * half)[..., :last]
     kept = max(1, round((1 - rate) * 2**16))
-    return (draws.astype(jnp.uint32) < kept).reshape(shape), 2**16 / kept
+    keep = (draws.astype(jnp.uint32) < kept).reshape(like.shape)
+    return keep if sharding is None else jax.sharding.reshard(keep, sharding), 2**16 / kept
 
 
 def dropout_reference(x: Array, key: Array, *, rate: float) -> Array:
-    keep, scale = _keep(key, x.shape, rate)
+    keep, scale = _keep(key, x, rate)
     return x * keep.astype(x.dtype) * scale
 
 

@@ -49,7 +49,7 @@ def take_rows(table: Float[Array, "V D"], ids: Integer[Array, "..."]) -> Float[A
     sharding = explicit_sharding(ids)
     if sharding is not None:
         sharding = sharding.update(spec=(*sharding.spec, None))
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=sharding)
+    return jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=sharding)
 
 
 def embedding_backward(

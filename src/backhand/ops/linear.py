@@ -12,7 +12,7 @@ came in times the error going out; to the input, the error times the weight.
 
 from jaxtyping import Array, Float
 
-from backhand.arrays import contract, last_axis
+from backhand.arrays import contract, last_axis, product
 from backhand.contributions import Outer, Total, total
 from backhand.protocol import Op, need_floating
 
@@ -49,7 +49,7 @@ def linear_forward(
         )
     if b is not None and b.shape != w.shape[1:]:
         raise ValueError(f"linear needs a bias of shape {w.shape[1:]}, got {b.shape}")
-    y = x @ w.astype(x.dtype)
+    y = product(x, w)
     if b is not None:
         y = y + last_axis(b.astype(x.dtype), y)
     return y, (x, w, b)

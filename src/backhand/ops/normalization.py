@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from backhand.arrays import last_axis, upcast
+from backhand.arrays import last_axis, like_primal, upcast
 from backhand.contributions import Total, total
 from backhand.protocol import Op, need_floating
 
@@ -125,7 +125,7 @@ def normalization_backward(
     h, dy = residuals.h, upcast(dy)
     g = dy * last_axis(residuals.scale.astype(dy.dtype), dy)
     dx = residuals.rstd * (g - _mean(g, axes) - h * _mean(g * h, axes))
-    return dx.astype(residuals.x.dtype), Total(dy * h), Total(dy)
+    return like_primal(dx, residuals.x), Total(dy * h), Total(dy)
 
 
 def layer_norm_backward(

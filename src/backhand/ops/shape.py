@@ -6,9 +6,11 @@ Blame goes back to where the numbers came from: backward undoes the move.
 import math
 
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from backhand.arrays import explicit_sharding, reshape_examples
 from backhand.protocol import Op, Static, need_floating
 
 
@@ -34,11 +36,12 @@ def reshape_forward(x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Static]
     if free > 1 or (size != known if free == 0 else known == 0 or size % known):
         raise ValueError(f"reshape needs examples of {shape}, got {x.shape[1:]}: {size} elements")
     full = tuple(size // known if s == -1 else s for s in shape)
-    return x.reshape(x.shape[0], *full), Static(x.shape)
+    return reshape_examples(x, full), Static((x.shape, explicit_sharding(x)))
 
 
 def reshape_backward(residuals: Static, dy: Array, *, shape: tuple[int, ...]) -> Array:
-    return dy.reshape(residuals.value)
+    shape, sharding = residuals.value
+    return lax.reshape(dy, shape, out_sharding=sharding)
 
 
 def reshape_reference(x: Array, *, shape: tuple[int, ...]) -> Array:
@@ -63,11 +66,12 @@ def flatten_forward(x: Array) -> tuple[Array, Static]:
     """
     if x.ndim == 0:
         raise ValueError("flatten needs x with a batch axis, got a scalar")
-    return x.reshape(x.shape[0], math.prod(x.shape[1:])), Static(x.shape)
+    return reshape_examples(x, (math.prod(x.shape[1:]),)), Static((x.shape, explicit_sharding(x)))
 
 
 def flatten_backward(residuals: Static, dy: Array) -> Array:
-    return dy.reshape(residuals.value)
+    shape, sharding = residuals.value
+    return lax.reshape(dy, shape, out_sharding=sharding)
 
 
 def flatten_reference(x: Array) -> Array:

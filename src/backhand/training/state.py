@@ -104,7 +104,8 @@ def train_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=learning(optimizer, params, frozen).init(params),
+        # Some rules keep the parameters themselves; a buffer can be donated only once.
+        opt_state=jax.tree.map(jnp.copy, learning(optimizer, params, frozen).init(params)),
         key=key,
         average=None if ema_decay is None else Average(jax.tree.map(jnp.copy, params), ema_decay),
         loss_scale=None
@@ -145,6 +146,16 @@ def learned(params: Params, frozen: Sequence[str] = ()) -> PyTree:
     Raises:
         ValueError: for a path that matches no parameter.
     """
+    learnable = jax.tree.map(_is_learned, params, is_leaf=is_running)
+    return jax.tree.map(lambda own, fixed: own and not fixed, learnable, at(params, frozen))
+
+
+def at(params: Params, frozen: Sequence[str]) -> PyTree:
+    """True for each parameter at one of the paths, running statistics among them.
+
+    Raises:
+        ValueError: for a path that matches no parameter.
+    """
     paths = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
@@ -152,10 +163,8 @@ def learned(params: Params, frozen: Sequence[str] = ()) -> PyTree:
     for pattern in frozen:
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise ValueError(f"frozen: no parameter is at {pattern!r}; there are {listed(paths)}")
-    fixed = {path for path in paths if any(fnmatchcase(path, pattern) for pattern in frozen)}
-    running = jax.tree.leaves(jax.tree.map(_is_learned, params, is_leaf=is_running))
-    kept = [r and path not in fixed for r, path in zip(running, paths, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(params), kept)
+    fixed = [any(fnmatchcase(path, pattern) for pattern in frozen) for path in paths]
+    return jax.tree.unflatten(jax.tree.structure(params), fixed)
 
 
 def _is_learned(leaf: Any) -> Any:

@@ -1,7 +1,7 @@
 """One step of training: forward, loss, backward, update."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from backhand.accumulate import accumulate as in_micro_batches
+from backhand.accumulate import rescaled
 from backhand.arrays import inverse
 from backhand.clipping import value_and_clipped_grad
 from backhand.collectors import merge_statistics, statistics
@@ -23,9 +24,11 @@ from backhand.gradients import (
     value_and_collect,
     value_and_grad,
 )
-from backhand.training.state import TrainState, learned, learning
+from backhand.training.state import TrainState, at, learned, learning
 from backhand.visit import Params, PyTree
 from backhand.visit import gradients as gradient
+
+_COLLECTORS = {"gradients": gradient, "statistics": statistics}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,13 +82,15 @@ def train_step(
             losses stay float32. float16 needs a state with a loss scale.
         nonfinite: what happens at a NaN or Inf in a loss or gradient. "drop" leaves out the
             micro-batches that have one, "skip" the whole update; both count them in the metrics.
-            With a loss scale an update that overflows is always skipped.
+            With a loss scale an update that overflows is always skipped, and what is dropped
+            lowers the scale.
         steps_per_call: S; above 1 the step takes S batches stacked on a leading axis, and gives S
             of each metric. Small models train several times as fast so.
 
     Returns:
         The step. Its metrics are device scalars: "loss", "gradient_norm" before any clipping of
-        it, and the objective's.
+        it, "empty", how many terms of the loss had weights that sum to zero, and the objective's.
+        Nothing seen is a loss of 0 with a gradient of 0, and the optimizer's step for it.
 
     Raises:
         TypeError: if the optimizer is not an Optax update rule.
@@ -101,7 +106,7 @@ def train_step(
         >>> step = bh.train_step(loss, optax.adam(1e-3))
         >>> state, metrics = step(state, batch)
         >>> int(state.step), sorted(metrics)
-        (1, ['gradient_norm', 'loss'])
+        (1, ['empty', 'gradient_norm', 'loss'])
     """
     learning(optimizer, ())
     for name, norm in (("clip_norm", clip_norm), ("clip_layer_norm", clip_layer_norm)):
@@ -112,7 +117,7 @@ def train_step(
     if steps_per_call < 1:
         raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
     evaluate = in_micro_batches(
-        _evaluation(objective, gradients, clip_example_norm),
+        _evaluation(objective, gradients, clip_example_norm, lambda p: learned(p, frozen)),
         accumulate,
         nonfinite="drop" if nonfinite == "drop" else "keep",
     ).evaluate
@@ -137,6 +142,9 @@ def train_step(
                 value_fn=lambda params: objective(params, batch, key=key),
             )
             params = merge_statistics(optax.apply_updates(state.params, updates), seen)
+        params = jax.tree.map(
+            lambda old, p, fixed: old if fixed else p, state.params, params, at(params, frozen)
+        )
         new = state._replace(params=params, opt_state=opt_state)
         if state.average is not None:
             new = new._replace(average=state.average.updated(params))
@@ -148,7 +156,8 @@ def train_step(
             )
             metrics["skipped"] = 1 - fine.astype(jnp.int32)
             if state.loss_scale is not None:
-                new = new._replace(loss_scale=state.loss_scale.updated(fine))
+                fits = fine & (metrics.get("dropped", 0) == 0)
+                new = new._replace(loss_scale=state.loss_scale.updated(fits))
         return new._replace(step=state.step + 1), metrics
 
     def reverse(
@@ -161,12 +170,17 @@ def train_step(
             factor = state.loss_scale.scale
             scale = jax.tree.map(lambda w: factor * inverse(w), terms.weight)
         terms, collected = evaluate(state.params, batch, scale=scale, key=key)
-        grads, metrics = collected["gradients"], terms.measured()
+        metrics = terms.measured()
+        nothing = [w == 0 for w in jax.tree.leaves(terms.weight)]
+        metrics["empty"] = jnp.sum(jnp.stack(nothing), dtype=jnp.int32)
         if state.loss_scale is not None:
-            grads = _scaled(grads, 1 / state.loss_scale.scale)
             metrics["loss_scale"] = state.loss_scale.scale
-        mask = learned(state.params, frozen)
-        grads = jax.tree.map(lambda g, kept: g if kept else jnp.zeros_like(g), grads, mask)
+            if nonfinite == "drop":  # the weight is that of what was kept
+                collected = rescaled(_COLLECTORS, collected, scale, terms.weight)
+            else:
+                grads = _scaled(collected["gradients"], 1 / state.loss_scale.scale)
+                collected = {**collected, "gradients": grads}
+        grads = collected["gradients"]
         return terms.mean(), grads, collected["statistics"], {"loss": terms.mean(), **metrics}
 
     def runs(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -176,12 +190,16 @@ def train_step(
     known: set[Any] = set()
 
     def check(state: TrainState, batch: Batch) -> None:
+        leaves, structure = jax.tree.flatten((state, batch))
+        shapes = (structure, *((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves))
+        on_device = all(isinstance(leaf, Array) for leaf in jax.tree.leaves(batch))
+        if shapes in known and on_device:  # only values on the host are checked at every call
+            return
         one = batch if steps_per_call == 1 else _unstacked(batch, steps_per_call)
         objective.check(state.params, one)
-        structure = jax.tree.structure(state)
-        if structure not in known:
+        if shapes not in known:
             _check_state(state, optimizer, frozen, dtype)
-            known.add(structure)
+            known.add(shapes)
 
     return TrainStep(check, compiled)
 
@@ -190,25 +208,34 @@ def _evaluation(
     objective: Objective,
     gradients: Literal["manual", "automatic"],
     clip_example_norm: float | None,
+    mask: Callable[[Params], PyTree],
 ) -> Evaluation:
-    """Gradients and running statistics, in one pass either way.
+    """Gradients of what is learned, and running statistics, in one pass either way.
 
+    The others' gradients are left out before anything reads them, so the compiler drops their work.
     Beside automatic gradients the statistics come from the hand-written reverse: they do not depend
     on the errors, so the compiler drops the rest of it.
     """
+    automatic = value_and_grad(objective, gradients=gradients)
     if clip_example_norm is not None:
         if gradients != "manual":
             raise ValueError("clip_example_norm needs the hand-written reverse: gradients='manual'")
-        return value_and_clipped_grad(objective, clip_example_norm)
-    manual = value_and_collect(objective, gradients=gradient, statistics=statistics)
-    if gradients == "manual":
-        return manual
-    automatic = value_and_grad(objective, gradients=gradients)
+        return value_and_clipped_grad(objective, clip_example_norm, mask=mask)
+    manual = value_and_collect(objective, **_COLLECTORS)
     forward = value_and_collect(objective, statistics=statistics)
 
     def evaluate(params: Params, batch: Batch, **given: Any) -> tuple[Terms, dict[str, PyTree]]:
-        terms, collected = automatic.evaluate(params, batch, **given)
-        return terms, collected | forward.evaluate(params, batch, **given)[1]
+        if gradients == "manual":
+            terms, collected = manual.evaluate(params, batch, **given)
+        else:
+            terms, collected = automatic.evaluate(params, batch, **given)
+            collected |= forward.evaluate(params, batch, **given)[1]
+        grads = jax.tree.map(
+            lambda g, learns: g if learns else jnp.zeros_like(g),
+            collected["gradients"],
+            mask(params),
+        )
+        return terms, {**collected, "gradients": grads}
 
     return dataclasses.replace(manual, evaluate=evaluate)
 
@@ -241,7 +268,7 @@ def _check_state(
         raise ValueError("float16 needs a loss scale: bh.train_state(..., loss_scale=2.0**15)")
 
 
-def _unstacked(batches: Batch, steps: int) -> Batch:
+def _unstacked(batches: PyTree, steps: int) -> PyTree:
     """S stacked batches as one long one, to check.
 
     Raises:
@@ -256,7 +283,7 @@ def _unstacked(batches: Batch, steps: int) -> Batch:
             )
         return leaf.reshape(shape[0] * shape[1], *shape[2:])
 
-    return jax.tree.map(flat, dict(batches))
+    return jax.tree.map(flat, dict(batches) if isinstance(batches, Mapping) else batches)
 
 
 def _cast(inputs: PyTree, dtype: DTypeLike) -> PyTree:

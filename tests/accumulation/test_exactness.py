@@ -1,0 +1,242 @@
+"""Accumulation is exact: low precision, many micro-batches, ragged, sick and empty ones."""
+
+import functools
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import backhand as bh
+from backhand.metrics import Last, Max, Mean, Sum
+from tests.support import assert_close, labels, normal, spread, temporary_bytes
+from tests.tolerances import tolerance
+
+MODEL = bh.chain(bh.dense(6), bh.gelu(), bh.layer_norm(), bh.dense(3))
+OBJECTIVE = bh.objective(MODEL, bh.losses.softmax_cross_entropy)
+EVALUATION = bh.value_and_grad(OBJECTIVE)
+
+
+def classification(rows, weights=None, seed=0):
+    data = {"inputs": normal(seed, rows, 4), "targets": labels(seed + 1, 3, rows)}
+    return data if weights is None else {**data, "weights": jnp.asarray(weights, jnp.float32)}
+
+
+@functools.cache
+def initial(objective):
+    """The parameters in float32 or, where that is enabled, float64."""
+    return objective.init(jax.random.key(0), classification(4))
+
+
+def parameters(objective=OBJECTIVE):
+    return spread(initial(objective))
+
+
+@functools.cache
+def compiled(micro_batches, gradients):
+    return jax.jit(bh.accumulate(bh.value_and_grad(OBJECTIVE, gradients=gradients), micro_batches))
+
+
+# Any split, mask and weights ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradients", ["manual", "automatic"])
+@given(weights=st.lists(st.sampled_from([0.0, 1e-3, 1.0, 50.0]), min_size=11, max_size=11))
+@settings(max_examples=20)
+def test_float32_agrees_with_the_whole_batch_to_a_millionth(gradients, weights):
+    data = classification(11, weights)
+    params = parameters()
+    ours = compiled(4, gradients)(params, data)
+    whole = compiled(1, gradients)(params, data)
+    norm = float(max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(whole)))
+    assert_close(ours, whole, 1e-6, floor=1e-6 * norm)
+
+
+@pytest.mark.parametrize(("rows", "micro_batches"), [(7, 2), (7, 3), (7, 7), (3, 5), (1, 2)])
+def test_a_batch_that_does_not_divide_is_filled_up_inside(x64, rows, micro_batches):
+    data = classification(rows)
+    params = parameters()
+    accumulated = bh.accumulate(EVALUATION, micro_batches)
+    assert_close(jax.jit(accumulated)(params, data), jax.jit(EVALUATION)(params, data))
+
+
+def test_what_fills_a_batch_up_is_not_collected_for_each_example(x64):
+    both = bh.value_and_collect(OBJECTIVE, grads=bh.gradients, norms=bh.square_norms)
+    data = classification(7)
+    _, ours = jax.jit(bh.accumulate(both, 3))(parameters(), data)
+    _, whole = jax.jit(both)(parameters(), data)
+    assert_close(ours, whole)
+
+
+# Low precision at 1,024 micro-batches -------------------------------------------------------------
+
+
+def relative_error(tree, truth):
+    """The largest error of a leaf, over its largest element."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(truth), strict=True)
+    return max(float(np.abs(np.asarray(a, float) - b).max() / np.abs(b).max()) for a, b in pairs)
+
+
+def in_float64(params, data):
+    """The gradient of the whole batch in float64, of the very numbers given."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x, np.float64)) if x.dtype != jnp.int32 else x,
+            (params, data),
+        )
+        return jax.tree.map(np.asarray, jax.jit(jax.grad(OBJECTIVE))(*wide))
+
+
+def test_float32_sums_of_1024_micro_batches_are_as_good_as_one_large_batch():
+    data, params = classification(2048, np.random.default_rng(0).integers(0, 2, 2048)), parameters()
+    truth = in_float64(params, data)
+    _, grads = compiled(1024, "manual")(params, data)
+    assert relative_error(grads, truth) < tolerance(jnp.float32, 2048)
+
+
+def test_bfloat16_activations_are_no_worse_in_1024_micro_batches_than_in_one():
+    rows = 2048
+    data = classification(rows, np.random.default_rng(0).integers(0, 2, rows))
+    data["inputs"] = data["inputs"].astype(jnp.bfloat16)
+    params = parameters()
+    truth = in_float64(params, data)
+    _, whole = compiled(1, "manual")(params, data)
+    _, parts = compiled(1024, "manual")(params, data)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(parts))
+    # The sums add nothing to the error that bfloat16 activations have.
+    assert relative_error(parts, truth) < relative_error(whole, truth) + 1e-5
+    assert relative_error(parts, jax.tree.map(np.asarray, whole)) < 1e-2
+
+
+def test_bfloat16_sums_of_512_micro_batches_would_be_off_by_percents():
+    data = classification(512)
+    params = parameters()
+    truth = in_float64(params, data)
+    errors = [
+        relative_error(jax.jit(bh.accumulate(EVALUATION, 512, dtype=dtype))(params, data)[1], truth)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ]
+    assert errors[0] < 1e-5
+    assert errors[1] > 0.03
+
+
+def test_sums_run_in_the_dtype_that_is_asked_for(x64):
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), parameters())
+    data = {**classification(512), "inputs": normal(0, 512, 4, dtype=jnp.float32)}
+
+    def error(dtype):
+        _, grads = jax.jit(bh.accumulate(EVALUATION, 512, dtype=dtype))(params, data)
+        return relative_error(grads, truth)
+
+    truth = in_float64(params, data)
+    assert error(jnp.float64) < error(jnp.float32) < 1e-5
+
+
+# What is dropped ----------------------------------------------------------------------------------
+
+METRICS = {
+    "mean": lambda p, t, w=None: Mean(jnp.sum(p), jnp.asarray(p.size, p.dtype)),
+    "sum": lambda p, t, w=None: Sum(jnp.sum(p)),
+    "max": lambda p, t, w=None: Max(jnp.max(p)),
+    "last": lambda p, t, w=None: Last(p[-1]),
+}
+MEASURED = bh.objective(MODEL, bh.losses.softmax_cross_entropy, metrics=METRICS)
+DROPPING = bh.accumulate(bh.value_and_grad(MEASURED), 4, nonfinite="drop")
+
+
+def sick(rows, *places):
+    data = classification(rows, np.ones(rows))
+    return {**data, "inputs": data["inputs"].at[jnp.asarray(places)].set(jnp.nan)}
+
+
+@pytest.mark.parametrize("places", [(1,), (0, 7), (2, 6), (1, 2, 3)], ids=str)
+def test_what_is_dropped_takes_its_weight_and_metrics_along(x64, places):
+    bad = {place % 4 for place in places}
+    kept = jnp.asarray([row for row in range(8) if row % 4 not in bad])
+    params, data = parameters(), sick(8, *places)
+    # All logits below zero: a part that is dropped must not count as a maximum of zero.
+    params = (*params[:3], {**params[3], "b": params[3]["b"] - 100})
+    terms, collected = jax.jit(DROPPING.evaluate)(params, data)
+    healthy = jax.tree.map(lambda leaf: leaf[kept], data)
+    whole, gradient = jax.jit(bh.value_and_grad(MEASURED).evaluate)(params, healthy)
+    assert_close((terms.mean(), collected), (whole.mean(), gradient))
+    measured, expected = terms.measured(), whole.measured()
+    assert int(measured.pop("dropped")) == len(bad)
+    last = max(row for row in range(4) if row not in bad) + 4
+    expected["last"] = MODEL(params, data["inputs"][last : last + 1])[0]
+    assert_close(measured, expected)
+
+
+def test_nothing_but_dropped_micro_batches_is_a_gradient_of_zero():
+    terms, collected = jax.jit(DROPPING.evaluate)(parameters(), sick(8, *range(8)))
+    measured = terms.measured()
+    assert (float(terms.mean()), int(measured.pop("dropped"))) == (0, 4)
+    assert not any(leaf.any() for leaf in jax.tree.leaves((collected, measured)))
+
+
+def test_a_scale_that_is_given_is_kept_when_something_is_dropped(x64):
+    params, data = parameters(), sick(8, 1)
+    terms, scaled = jax.jit(DROPPING.evaluate)(params, data, scale=jnp.asarray(0.5))
+    _, mean = jax.jit(DROPPING.evaluate)(params, data)
+    assert float(terms.weight) == 6
+    assert_close(scaled, jax.tree.map(lambda g: g * 3, mean))
+
+
+def test_dropping_is_refused_where_the_terms_cannot_be_told_apart():
+    two = bh.combine({"a": OBJECTIVE, "b": OBJECTIVE}, {"a": 1.0, "b": 1.0})
+    run = bh.accumulate(bh.value_and_grad(two), 2, nonfinite="drop")
+    with pytest.raises(ValueError, match="a loss of several terms needs its weights before"):
+        run(parameters(two), classification(4))
+
+
+def test_weights_below_zero_are_refused_where_they_can_be_seen():
+    data = {**classification(4), "weights": np.asarray([1, -1, 1, 1], np.float32)}
+    with pytest.raises(ValueError, match=r"weights must be 0 or more, got -1.0 at \[1\]"):
+        bh.accumulate(EVALUATION, 2)(parameters(), data)
+
+
+# Keys and memory ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batches", [2, 8])
+def test_no_two_micro_batches_share_their_noise(x64, micro_batches):
+    noisy = bh.objective(
+        bh.chain(bh.dropout(0.5)),
+        bh.losses.mean_squared_error,
+        metrics={"kept": lambda p, t, w=None: Sum(jnp.sum(2.0 ** jnp.arange(32.0) * (p[0] > 0)))},
+    )
+    data = {"inputs": jnp.ones((micro_batches, 32)), "targets": jnp.zeros((micro_batches, 32))}
+
+    @jax.jit
+    def masks(key):
+        """The mask of each micro-batch, as a number."""
+
+        def one(part, index):
+            own = jax.random.fold_in(key, index)
+            return noisy.forward(((),), part, key=own)[0].measured()["kept"]
+
+        parts = jax.tree.map(lambda leaf: leaf[:, None], data)
+        return jax.vmap(one)(parts, jnp.arange(micro_batches, dtype=jnp.int32))
+
+    run = jax.jit(bh.accumulate(bh.value_and_grad(noisy), micro_batches).evaluate)
+    key = jax.random.key(5)
+    terms, _ = run(((),), data, key=key)
+    assert len(set(np.asarray(masks(key)))) == micro_batches
+    assert float(terms.measured()["kept"]) == float(masks(key).sum())
+
+
+def test_temporary_memory_does_not_grow_with_the_number_of_micro_batches():
+    wide = bh.objective(
+        bh.chain(bh.dense(256), bh.relu(), bh.dense(256), bh.relu(), bh.dense(3)),
+        bh.losses.softmax_cross_entropy,
+    )
+    params = wide.init(jax.random.key(0), classification(16))
+
+    def temporary(micro_batches):
+        run = bh.accumulate(bh.value_and_grad(wide), micro_batches)
+        return temporary_bytes(run, params, classification(16 * micro_batches))
+
+    few, many = temporary(2), temporary(64)
+    assert many < few * 1.01

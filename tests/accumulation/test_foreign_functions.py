@@ -1,0 +1,169 @@
+"""What other libraries differentiate is accumulated as exactly: plain JAX, Flax and Equinox."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import backhand as bh
+from tests.support import assert_close, labels, normal
+
+SPLITS = [2, 4, 8]
+
+
+def masked():
+    return {
+        "inputs": normal(0, 8, 5),
+        "targets": labels(1, 3, 8),
+        "weights": jnp.asarray([1.0, 1, 1, 0, 0, 0, 2, 0], float),
+    }
+
+
+def weighted(logits, batch):
+    """The sum of the cross-entropies, and of their weights."""
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][:, None], 1)[:, 0]
+    return -jnp.sum(batch["weights"] * picked), jnp.sum(batch["weights"])
+
+
+def plain():
+    """(params, params and batch -> logits)."""
+    params = {"hidden": normal(2, 5, 4), "out": normal(3, 4, 3)}
+    return (
+        params,
+        lambda params, batch: jnp.tanh(batch["inputs"] @ params["hidden"]) @ params["out"],
+    )
+
+
+def flax():
+    """A Flax NNX model split into its state and what is left."""
+    nnx = pytest.importorskip("flax.nnx")
+    dtype = {"dtype": float, "param_dtype": float}
+
+    class Classifier(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden = nnx.Linear(5, 4, rngs=rngs, **dtype)
+            self.out = nnx.Linear(4, 3, rngs=rngs, **dtype)
+
+        def __call__(self, x):
+            return self.out(jnp.tanh(self.hidden(x)))
+
+    rest, params = nnx.split(Classifier(nnx.Rngs(0)), nnx.Param)
+    return params, lambda params, batch: nnx.merge(rest, params)(batch["inputs"])
+
+
+def equinox():
+    """An Equinox model partitioned into its arrays and what is left."""
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(5, 3, 4, 1, activation=jnp.tanh, dtype=float, key=jax.random.key(0))
+    params, rest = eqx.partition(model, eqx.is_array)
+    return params, lambda params, batch: jax.vmap(eqx.combine(params, rest))(batch["inputs"])
+
+
+@pytest.fixture(params=[plain, flax, equinox], ids=lambda make: make.__name__)
+def foreign(request, x64):
+    return request.param()
+
+
+@pytest.mark.parametrize("micro_batches", SPLITS)
+def test_sums_and_weights_of_another_library_accumulate_exactly(foreign, micro_batches):
+    params, predict = foreign
+
+    def loss(params, batch):
+        return weighted(predict(params, batch), batch)
+
+    data = masked()
+    truth = jax.value_and_grad(lambda p: jnp.divide(*loss(p, data)))(params)
+    sums = jax.value_and_grad(loss, has_aux=True)
+    assert_close(jax.jit(bh.accumulate(sums, micro_batches))(params, data), truth)
+    window = bh.accumulator(sums, micro_batches)
+    state = window.init(params, data)
+    for k in range(micro_batches):
+        part = jax.tree.map(lambda leaf, k=k: leaf[k::micro_batches], data)
+        state = window.add(state, params, part)
+    assert_close(window.take(state)[0], truth)
+
+
+def test_means_whose_weights_are_stated_accumulate_exactly(foreign):
+    params, predict = foreign
+
+    def mean(params, batch):
+        total, weight = weighted(predict(params, batch), batch)
+        return total / jnp.maximum(weight, 1)
+
+    def weight(batch):
+        return jnp.sum(batch["weights"])
+
+    data = masked()
+    function = jax.value_and_grad(mean)
+    truth = function(params, data)
+    assert_close(jax.jit(bh.accumulate(function, 4, weight=weight))(params, data), truth)
+    parts = [jax.tree.map(lambda leaf, k=k: leaf[k::4], data) for k in range(4)]
+    naive = jax.tree.map(lambda *g: sum(g) / 4, *[function(params, part)[1] for part in parts])
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_close(naive, truth[1], 1e-2)
+
+
+def test_an_equinox_gradient_function_is_accumulated_as_it_is(x64):
+    eqx = pytest.importorskip("equinox")
+    params, predict = equinox()
+
+    @eqx.filter_value_and_grad(has_aux=True)
+    def sums(params, batch):
+        return weighted(predict(params, batch), batch)
+
+    data = masked()
+    truth = jax.value_and_grad(lambda p: jnp.divide(*weighted(predict(p, data), data)))(params)
+    assert_close(jax.jit(bh.accumulate(sums, 4))(params, data), truth)
+
+
+def test_dropout_of_another_library_has_a_key_for_each_micro_batch(x64):
+    eqx = pytest.importorskip("equinox")
+    noise = eqx.nn.Dropout(0.5)
+
+    def loss(params, batch, *, key):
+        return jnp.sum(noise(params, key=key)), jnp.asarray(1.0)
+
+    data = {"inputs": jnp.zeros((8, 1))}
+    run = bh.accumulate(jax.value_and_grad(loss, has_aux=True), 8)
+    _, grads = jax.jit(run)(jnp.ones(16), data, key=jax.random.key(0))
+    kept = grads / 2  # the share of the micro-batches in which each was kept, not 0 or 1
+    assert ((kept > 0) & (kept < 1)).sum() > 8
+
+
+def test_other_arguments_are_passed_on(x64):
+    def loss(params, batch, *, power):
+        return jnp.sum(jnp.abs(batch["inputs"] * params) ** power), jnp.asarray(4.0)
+
+    data = {"inputs": normal(0, 8, 1)}
+    sums = jax.value_and_grad(loss, has_aux=True)
+    value, _ = bh.accumulate(sums, 2)(jnp.ones(()), data, power=3)
+    assert_close(value, jnp.sum(jnp.abs(data["inputs"]) ** 3) / 8)
+
+
+@pytest.mark.parametrize("nonfinite", ["keep", "drop"])
+def test_a_micro_batch_that_is_not_finite_is_dropped_by_choice(foreign, nonfinite):
+    params, predict = foreign
+
+    def loss(params, batch):
+        return weighted(predict(params, batch), batch)
+
+    data = masked()
+    sick = {**data, "inputs": data["inputs"].at[1].set(jnp.inf)}
+    sums = jax.value_and_grad(loss, has_aux=True)
+    result = jax.jit(bh.accumulate(sums, 4, nonfinite=nonfinite))(params, sick)
+    if nonfinite == "keep":
+        assert not jnp.isfinite(result[0])
+        return
+    healthy = {**data, "weights": jnp.where(jnp.arange(8) % 4 == 1, 0, data["weights"])}
+    assert_close(result, jax.value_and_grad(lambda p: jnp.divide(*loss(p, healthy)))(params))
+
+
+def test_trees_that_do_not_fit_are_refused(x64):
+    params, predict = plain()
+    sums = jax.value_and_grad(lambda p, b: weighted(predict(p, b), b), has_aux=True)
+    data = masked()
+    with pytest.raises(ValueError, match=r"one common first axis, got lengths \[6, 8\]"):
+        bh.accumulate(sums, 2)(params, {**data, "targets": data["targets"][:6]})
+    with pytest.raises(ValueError, match=r"one common first axis, got lengths \['none', 8\]"):
+        bh.accumulate(sums, 2)(params, {**data, "temperature": jnp.ones(())})
+    with pytest.raises(ValueError, match="divides into 3 micro-batches, got 8 examples; fill it"):
+        bh.accumulate(sums, 3)(params, data)

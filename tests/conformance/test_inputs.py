@@ -1,0 +1,88 @@
+"""What else arrives at an op or a layer: views of NumPy arrays, and integers."""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import backhand as bh
+from backhand.arrays import is_floating
+from backhand.catalogue import ROWS
+from tests.conformance.checks import (
+    NAMES,
+    aligned,
+    automatic,
+    by_path,
+    call,
+    differences,
+    floating,
+    length,
+    magnitude,
+    problem,
+    random_like,
+)
+from tests.tolerances import tolerance
+
+FIRST = list({row.name: row for row in reversed(ROWS)}.values())[::-1]
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """As outside of the tests, where no signature is checked: the errors are the library's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def view(leaf):
+    """The same numbers in a NumPy array that is not contiguous."""
+    if leaf.ndim == 0 or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    found = np.repeat(np.asarray(leaf), 2, axis=-1)[..., ::2]
+    found = found if leaf.ndim == 1 else np.asfortranarray(leaf)[::-1][::-1]
+    assert not found.flags.c_contiguous
+    return found
+
+
+@pytest.mark.parametrize("row", FIRST, ids=str)
+def test_a_view_of_a_numpy_array_is_as_good_as_an_array(row, x64, unchecked):
+    """And eager as good as compiled: nothing here is inside a jit."""
+    arguments, dy = problem(row)
+    views = jax.tree.map(view, arguments)
+    y, back = jax.vjp(call(row), *views)
+
+    @jax.jit
+    def run(arguments, dy):
+        return row.reference(*arguments), automatic(row.reference, arguments, dy)
+
+    expected_y, expected = run(arguments, dy)
+    limit = tolerance(jnp.float64, length(dy, expected), magnitude(dy, expected_y, expected))
+    assert differences(by_path(y), by_path(expected_y), limit) == []
+    assert differences(aligned(arguments, back(dy)), expected, limit) == []
+    if isinstance(row.function, bh.Layer):
+        y = row.function(views[0], views[1], **views[2], **row.plain)
+        assert differences(by_path(y), by_path(expected_y), limit) == []
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_integers_are_refused_with_advice_or_have_no_cotangent(row, unchecked):
+    """Each floating-point input in turn."""
+    arguments = row.arguments()
+    params = isinstance(row.function, bh.Layer)
+    inputs, rebuild = floating(arguments[1:2] if params else arguments)
+    for path, leaf in inputs.items():
+        given = rebuild({path: leaf.astype(jnp.int32)})
+        given = (arguments[0], *given, arguments[2]) if params else given
+
+        def cotangents(given):
+            y, residuals = row.forward(*given)
+            dy = random_like(y)
+            if all(is_floating(leaf) for leaf in jax.tree.leaves(y)):
+                aligned(given, row.backward(given, residuals, dy))
+            return y
+
+        try:
+            jax.eval_shape(cotangents, given)
+        except (TypeError, ValueError) as error:
+            assert "int32" in str(error) and "needs" in str(error)

@@ -1,0 +1,168 @@
+"""On eight devices every row gives what it gives on one, sharded as its arguments are."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import backhand as bh
+from backhand.catalogue import ROWS, Spec
+from tests.conformance.checks import (
+    NAMES,
+    automatic,
+    by_path,
+    call,
+    differences,
+    floating,
+    hand_written,
+    length,
+    magnitude,
+    problem,
+)
+from tests.tolerances import tolerance
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def mesh_of(kind):
+    """Four ways to split the batch, two to split a weight."""
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+
+
+def splits(row, arguments, axis=None):
+    """How arguments are split: a batch over `data`, the last axis of a parameter over `axis`."""
+
+    def of_spec(spec):
+        if spec.wide and not spec.axes.startswith("B"):
+            return of_parameter(spec.axes.split())
+        return P("data") if spec.axes.startswith("B") else P()
+
+    def of_parameter(axes):
+        return P(*[None] * (len(axes) - 1), axis)
+
+    if isinstance(row.function, bh.Op):
+        return jax.tree.map(of_spec, row.inputs)
+    params = jax.tree.map(lambda leaf: of_parameter(leaf.shape), arguments[0])
+    side = {name: spec for name, spec in row.side.items() if isinstance(spec, Spec)}
+    return (params, *jax.tree.map(of_spec, (*row.inputs, side)))
+
+
+PARAMETRIC = [row for row in ROWS if "model" in str(splits(row, row.arguments(), "model"))]
+SPLITTABLE = [row for row in PARAMETRIC if "split parameters" not in row.without]
+UNSPLITTABLE = [row for row in ROWS if "split parameters" in row.without]
+
+
+def placed(mesh, tree, specs):
+    """The arrays, each split over the mesh as its spec says."""
+    return jax.tree.map(
+        lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, specs
+    )
+
+
+def assert_agrees(got, truth, dy):
+    limit = tolerance(jnp.float64, length(dy, truth), magnitude(dy, truth))
+    assert differences(got, truth, limit) == []
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_where_the_compiler_places_arrays_the_cotangents_are_the_same(row):
+    arguments, dy = problem(row)
+    truth = jax.jit(lambda *given: automatic(row.reference, *given))(arguments, dy)
+    mesh = mesh_of(AxisType.Auto)
+    with jax.set_mesh(mesh):
+        split = placed(mesh, arguments, splits(row, arguments, "model"))
+        got = jax.jit(lambda *given: hand_written(row, *given))(split, dy)
+    assert_agrees(got, truth, dy)
+
+
+def explicit(row, axis):
+    """The row on a mesh of explicit axes, its parameters split over one: got, truth, primals."""
+    arguments, dy = problem(row)
+    mesh = mesh_of(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        split = placed(mesh, arguments, splits(row, arguments, axis))
+        y = jax.eval_shape(lambda *given: row.forward(*given)[0], *split)
+        shardings = jax.tree.map(lambda y: NamedSharding(mesh, y.sharding.spec), y)
+        error = jax.device_put(dy, shardings)
+        got = jax.jit(lambda *given: hand_written(row, *given))(split, error)
+    truth = jax.jit(lambda *given: automatic(row.reference, *given))(arguments, dy)
+    return got, truth, floating(split)[0], dy
+
+
+def assert_split_alike(got, primals):
+    """Shape, dtype and sharding of each cotangent are its primal's."""
+    types = (
+        {path: str(jax.typeof(leaf)) for path, leaf in tree.items()} for tree in (got, primals)
+    )
+    assert next(types) == next(types)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_on_explicit_axes_a_cotangent_is_split_as_its_primal(row):
+    got, truth, primals, dy = explicit(row, None)
+    assert_agrees(got, truth, dy)
+    assert_split_alike(got, primals)
+
+
+@pytest.mark.parametrize("axis", ["model", "data"])
+@pytest.mark.parametrize("row", SPLITTABLE, ids=str)
+def test_parameters_may_be_split_over_any_axis_of_the_mesh(row, axis):
+    """Over that of the batch too, where each device then keeps a part of every weight."""
+    got, truth, primals, dy = explicit(row, axis)
+    assert_agrees(got, truth, dy)
+    assert_split_alike(got, primals)
+
+
+@pytest.mark.parametrize("row", UNSPLITTABLE, ids=str)
+def test_what_cannot_have_split_parameters_says_so_itself(row):
+    with pytest.raises(TypeError, match="must have equal types"):
+        explicit(row, "model")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_inside_shard_map_a_replicated_weight_gets_the_sum_over_the_shards(row):
+    """By the backward, and by `jax.vjp` of the call."""
+    arguments, dy = problem(row, B=8)
+    specs = splits(row, arguments)
+    error_specs = jax.tree.map(lambda leaf: P("data") if leaf.ndim else P(), dy)
+    of_cotangents = {path: by_path(specs)[path] for path in floating(arguments)[0]}
+
+    def inside(arguments, dy):
+        varying = jax.tree.map(_varying, dy)
+        return hand_written(row, arguments, dy), automatic(call(row), arguments, varying)
+
+    mesh = mesh_of(AxisType.Auto)
+    sharded = jax.shard_map(
+        inside,
+        mesh=mesh,
+        in_specs=(specs, error_specs),
+        out_specs=(of_cotangents, of_cotangents),
+        axis_names={"data"},
+    )
+    by_backward, by_vjp = jax.jit(sharded)(arguments, dy)
+
+    single = jax.jit(lambda *given: automatic(row.reference, *given))
+    parts = [
+        single(_shard(arguments, specs, index), _shard(dy, error_specs, index))
+        for index in range(mesh.shape["data"])
+    ]
+    truth = {
+        path: (jnp.concatenate if "data" in spec else sum)([part[path] for part in parts])
+        for path, spec in of_cotangents.items()
+    }
+    assert_agrees(by_backward, truth, dy)
+    assert_agrees(by_vjp, truth, dy)
+
+
+def _varying(leaf):
+    """The leaf as one that differs between the shards, as the output that it is the error of."""
+    known = "data" in jax.typeof(leaf).manual_axis_type.varying
+    return leaf if known else jax.lax.pcast(leaf, "data", to="varying")
+
+
+def _shard(tree, specs, index):
+    """What one of the four shards holds."""
+    return jax.tree.map(
+        lambda leaf, spec: jnp.split(leaf, 4)[index] if "data" in spec else leaf, tree, specs
+    )

@@ -1,0 +1,280 @@
+"""The objective: one scalar of a batch, both ways to its gradient, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import backhand as bh
+from tests.support import assert_close, assert_gradients_agree, labels, normal, spread
+
+MODEL = bh.chain(hidden=bh.dense(5), act=bh.tanh(), out=bh.dense(3))
+LOSS = bh.losses.softmax_cross_entropy
+OBJECTIVE = bh.objective(MODEL, LOSS)
+
+
+def classes(batch=6, **more):
+    return {"inputs": normal(0, batch, 4), "targets": labels(1, 3, batch), **more}
+
+
+def made(objective, batch):
+    return spread(objective.init(jax.random.key(0), batch))
+
+
+def test_the_loss_is_the_mean_and_its_gradient_that_of_autodiff(x64):
+    batch = classes()
+    params = made(OBJECTIVE, batch)
+    assert_gradients_agree(OBJECTIVE, params, batch)
+    logits = jax.nn.log_softmax(MODEL(params, batch["inputs"]))
+    expected = -jnp.mean(jnp.take_along_axis(logits, batch["targets"][:, None], 1))
+    assert_close(OBJECTIVE(params, batch), expected)
+    value, grads = bh.value_and_grad(OBJECTIVE)(params, batch)
+    assert_close(value, expected)
+    assert_close(bh.grad(OBJECTIVE)(params, batch), grads)
+    automatic = bh.value_and_grad(OBJECTIVE, gradients="automatic")
+    assert_close(automatic(params, batch), (value, grads))
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0, 0, 2, 0.5, 0, 3], [True, False, True, True, False, False]], ids=str
+)
+def test_examples_of_weight_zero_might_as_well_be_absent(x64, weights):
+    weights = jnp.asarray(weights)
+    batch = classes()
+    params = made(OBJECTIVE, batch)
+    sick = batch["inputs"].at[1].set(jnp.nan).at[4].set(jnp.inf)
+    weighted = {**batch, "inputs": sick, "weights": weights}
+    evaluate = bh.value_and_grad(OBJECTIVE)
+    seen = np.flatnonzero(np.asarray(weights))
+    alone = jax.tree.map(lambda leaf: leaf[seen], {**batch, "weights": weights})
+    clean = evaluate(params, {**batch, "weights": weights})
+    assert_close(clean, evaluate(params, alone))
+    assert_gradients_agree(OBJECTIVE, params, {**batch, "weights": weights})
+    value, _ = evaluate(params, weighted)
+    assert_close(value, clean[0])
+
+
+def test_nothing_seen_is_a_loss_of_zero_with_a_gradient_of_zero():
+    batch = classes(weights=jnp.zeros(6))
+    params = made(OBJECTIVE, batch)
+    for kind in ("manual", "automatic"):
+        value, grads = bh.value_and_grad(OBJECTIVE, gradients=kind)(params, batch)
+        assert float(value) == 0
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+    assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(OBJECTIVE)(params, batch)))
+
+
+def test_evaluation_needs_no_key_and_drops_nothing(x64):
+    objective = bh.objective(bh.chain(bh.dropout(0.5), bh.dense(3)), LOSS)
+    batch = classes()
+    params = made(objective, batch)
+    plain = bh.objective(bh.chain(bh.tanh(), bh.dense(3)), LOSS)
+    still = {"training": False}
+    assert_gradients_agree(objective, params, batch, **still)
+    assert_gradients_agree(objective, params, batch, key=jax.random.key(1))
+    assert objective(params, batch, training=False) != plain(params, batch)
+    assert objective(params, batch, key=jax.random.key(1)) != objective(params, batch, **still)
+
+
+def test_a_metric_reports_and_changes_no_gradient(x64):
+    batch = classes()
+    params = made(OBJECTIVE, batch)
+    metrics = {"loss": LOSS, "accuracy": bh.metrics.accuracy}
+    terms, collected = bh.value_and_grad(bh.objective(MODEL, LOSS, metrics=metrics)).evaluate(
+        params, batch
+    )
+    assert_close(terms.measured()["loss"], OBJECTIVE(params, batch))
+    assert_close(collected["gradients"], bh.grad(OBJECTIVE)(params, batch))
+
+
+def test_numpy_batches_and_second_derivatives_work(x64):
+    batch = jax.tree.map(np.asarray, classes())
+    params = made(OBJECTIVE, batch)
+    direction = spread(params, 3)
+
+    @jax.jit
+    def curvature(params):
+        tangents = [
+            jax.jvp(lambda p, g=g: g(p, batch), (params,), (direction,))[1]
+            for g in (bh.grad(OBJECTIVE), jax.grad(OBJECTIVE))
+        ]
+        return tangents
+
+    assert_close(*curvature(params))
+
+
+def side_model():
+    """Reads a mask from the batch."""
+
+    def forward(params, x, *, source_mask):
+        return jnp.where(source_mask, x, 0), source_mask
+
+    rule = lambda params, mask, dy, *, source_mask: ((), jnp.where(mask, dy, 0))  # noqa: E731
+    masked = bh.layer("masked", lambda key, x: (), forward, rule)
+    return bh.chain(masked, bh.dense(3))
+
+
+def test_what_a_model_uses_comes_from_the_batch(x64):
+    objective = bh.objective(side_model(), LOSS)
+    mask = normal(5, 6, 4) > 0
+    params = made(objective, classes(source_mask=mask))
+    assert_gradients_agree(objective, params, classes(source_mask=mask))
+    cut = classes() | {"inputs": jnp.where(mask, classes()["inputs"], 0)}
+    plain = bh.objective(bh.chain(bh.tanh(), bh.dense(3)), LOSS)
+    assert plain(params, cut) != objective(params, classes(source_mask=mask))
+    everything = classes(source_mask=jnp.ones((6, 4), bool)) | {"inputs": cut["inputs"]}
+    assert objective(params, everything) == objective(params, classes(source_mask=mask))
+
+
+# differentiable -----------------------------------------------------------------------------------
+
+
+def wrong_by(factor):
+    def forward(params, x):
+        return params["s"][None] * x, x
+
+    def rule(params, x, dy):
+        return {"s": factor * jnp.sum(dy * x, 0)}, factor * params["s"][None] * dy
+
+    return bh.layer("scale", lambda key, x: {"s": jnp.ones(x.shape[-1])}, forward, rule)
+
+
+def test_jax_grad_runs_the_hand_written_rule(x64):
+    params, x = {"s": jnp.asarray([2.0, 3.0])}, normal(0, 4, 2)
+    for factor in (1, -7):
+        f = bh.differentiable(bh.chain(wrong_by(factor), bh.tanh()))
+        plain = bh.chain(wrong_by(factor), bh.tanh())
+        ours = jax.grad(lambda *args, f=f: jnp.sum(f(*args) ** 2), (0, 1))((params, ()), x)
+        truth = jax.grad(lambda *args, f=plain: jnp.sum(f(*args) ** 2), (0, 1))((params, ()), x)
+        assert_close(ours, jax.tree.map(lambda leaf, k=factor: k * leaf, truth))
+
+
+def test_a_differentiable_layer_goes_through_transformations(x64):
+    layer = bh.chain(side_model(), bh.dropout(0.5), bh.tanh())
+    x, mask = normal(0, 6, 4), normal(5, 6, 4) > 0
+    params = spread(jax.jit(lambda key: layer.init(key, x, source_mask=mask))(jax.random.key(0)))
+    f = bh.differentiable(layer)
+
+    def loss(function, params, x):
+        y = function(params, x, source_mask=mask, training=True, key=jax.random.key(2))
+        return jnp.sum(y**2)
+
+    def derivatives(function):
+        first = jax.grad(lambda *args: loss(function, *args), (0, 1))
+        each = jax.vmap(lambda s: first(params, s * x))(jnp.asarray([1.0, 2.0]))
+        second = jax.grad(lambda x: jnp.sum(jnp.sin(first(params, x)[1])))(x)
+        return first(params, x), each, second
+
+    ours, truth = jax.jit(lambda: (derivatives(f), derivatives(layer)))()
+    assert_close(ours, truth)
+
+
+# Bad input ----------------------------------------------------------------------------------------
+
+GOOD = {"inputs": np.zeros((7, 4), np.float32), "targets": np.zeros(7, np.int32)}
+ZEROS = jax.tree.map(
+    lambda shape: jnp.asarray(np.zeros(shape, np.float32)),
+    {"hidden": {"w": (4, 5), "b": (5,)}, "act": (), "out": {"w": (5, 3), "b": (3,)}},
+    is_leaf=lambda node: isinstance(node, tuple) and node != (),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"inputs": None}, ValueError, r"a batch needs 'inputs', got 'targets'"),
+        ({"targets": None}, ValueError, r"a batch needs 'targets', got 'inputs'"),
+        ({"weight": np.ones(7)}, ValueError, r"holds 'weight', .*; did you mean 'weights'\?"),
+        ({"mask": np.ones(7)}, ValueError, r"'mask', which the model does not use; it uses 'inp"),
+        (
+            {"targets": np.zeros(6, np.int32)},
+            ValueError,
+            r"one common first axis, got .*\['inputs'\]: \(7,\), \['targets'\]: \(6,\)",
+        ),
+        ({"weights": np.float32(1)}, ValueError, r"common first axis, .*\['weights'\]: a scalar"),
+        (
+            {"inputs": np.zeros((7, 9), np.float32)},
+            ValueError,
+            r"linear needs x of shape \(..., 4\) for weights \(4, 5\), got \(7, 9\)",
+        ),
+        ({"inputs": np.zeros((7, 4), np.int32)}, TypeError, r"floating-point input, got int32 of"),
+        (
+            {"inputs": np.zeros((7, 2, 4), np.float32)},
+            ValueError,
+            r"for logits \(7, 2, 3\), integer labels of shape \(7, 2\) .*; got int32 of shape \(7,",
+        ),
+        ({"targets": np.full(7, 3)}, ValueError, r"labels must lie in \[0, 3\).*got 3 at \[0\]"),
+        (
+            {"targets": np.arange(7) - 1},
+            ValueError,
+            r"got -1 at \[0\]; give a position .* weight 0",
+        ),
+        ({"weights": np.arange(7) - 2.0}, ValueError, r"must be 0 or more, got -2.0 at \[0\]"),
+        (
+            {"weights": np.ones((7, 2), np.float32)},
+            ValueError,
+            r"weights whose shape begins as that of the positions \(7,\): .*; got \(7, 2\)",
+        ),
+    ],
+)
+def test_a_bad_batch_is_refused_before_anything_compiles(
+    unchecked, nothing_compiles, change, error, message
+):
+    batch = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
+    for run in (OBJECTIVE, bh.value_and_grad(OBJECTIVE), bh.grad(OBJECTIVE)):
+        with nothing_compiles(), pytest.raises(error, match=message):
+            run(ZEROS, batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": np.ones(7)}, "did you mean 'weights'"),
+        ({"targets": np.zeros(6, np.int32)}, "one common first axis"),
+        ({"targets": np.full(7, 3)}, r"labels must lie in \[0, 3\)"),
+    ],
+)
+def test_init_refuses_a_bad_batch_too(nothing_compiles, change, message):
+    key = jax.random.key(0)
+    with nothing_compiles(), pytest.raises(ValueError, match=message):
+        OBJECTIVE.init(key, {**GOOD, **change})
+
+
+def test_labels_without_weight_may_be_out_of_range():
+    batch = GOOD | {"targets": np.full(7, -1, np.int32), "weights": np.zeros(7, np.float32)}
+    batch["targets"][3], batch["weights"][3] = 1, 1
+    value, grads = bh.value_and_grad(OBJECTIVE)(ZEROS, batch)
+    assert float(value) == pytest.approx(np.log(3))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_values_are_checked_again_for_every_batch():
+    assert float(OBJECTIVE(ZEROS, GOOD)) == pytest.approx(np.log(3))
+    with pytest.raises(ValueError, match="got 5 at"):
+        OBJECTIVE(ZEROS, GOOD | {"targets": np.full(7, 5, np.int32)})
+
+
+def test_what_is_no_objective_is_refused(unchecked, nothing_compiles):
+    noisy = bh.objective(bh.chain(bh.dropout(0.5), MODEL), LOSS)
+    raw = np.zeros(2, np.uint32)
+    with nothing_compiles():
+        with pytest.raises(
+            TypeError, match=r"a sum and a weight, such as bh\.losses\.mean_squared"
+        ):
+            bh.objective(MODEL, lambda y, t: jnp.mean((y - t) ** 2))
+        with pytest.raises(ValueError, match="'manual' or 'automatic', got 'auto'"):
+            bh.value_and_grad(OBJECTIVE, gradients="auto")
+        with pytest.raises(TypeError, match=r"a batch is a dict with 'inputs' and .*, got tuple"):
+            OBJECTIVE(ZEROS, (GOOD["inputs"], GOOD["targets"]))
+        with pytest.raises(ValueError, match=r"a key while training: pass key=jax.random.key\(s"):
+            bh.value_and_grad(noisy)(((), ZEROS), GOOD)
+        with pytest.raises(TypeError, match=r"must be typed, made by jax\.random\.key.*got uint32"):
+            bh.value_and_grad(noisy)(((), ZEROS), GOOD, key=raw)
+        with pytest.raises(TypeError, match="a metric gives"):
+            wrong = bh.objective(MODEL, LOSS, metrics={"top": lambda *args: jnp.max(args[0])})
+            jax.eval_shape(lambda: bh.value_and_grad(wrong).evaluate(ZEROS, GOOD))
+
+
+def test_the_check_that_nothing_compiles_can_fail(nothing_compiles):
+    with pytest.raises(AssertionError, match="compiled"), nothing_compiles():
+        jax.jit(lambda x: x * 3.14159 + 2.71828)(np.ones(17))

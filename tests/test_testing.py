@@ -1,0 +1,100 @@
+"""The assertions for anyone's training code pass what is right, and name what is not."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import backhand as bh
+from tests.support import labels, normal
+
+OBJECTIVE = bh.objective(
+    bh.chain(bh.dense(4), bh.tanh(), bh.dense(3)), bh.losses.softmax_cross_entropy
+)
+
+
+gradient = jax.jit(jax.grad(OBJECTIVE))
+
+
+def masked():
+    return {
+        "inputs": normal(0, 8, 5),
+        "targets": labels(1, 3, 8),
+        "weights": jnp.asarray([1.0, 1, 1, 0, 0, 0, 1, 0], jnp.float32),
+    }
+
+
+def parameters():
+    return OBJECTIVE.init(jax.random.key(0), masked())
+
+
+def ours(batch, micro_batches):
+    evaluation = bh.accumulate(bh.value_and_grad(OBJECTIVE), micro_batches)
+    return jax.jit(evaluation)(parameters(), batch)
+
+
+def by_multi_steps(batch, micro_batches):
+    """The update that plain descent makes of means of micro-batches, averaged by Optax."""
+    params = parameters()
+    rule = optax.MultiSteps(optax.sgd(1.0), micro_batches)
+    state, updates = rule.init(params), None
+    for k in range(micro_batches):
+        part = jax.tree.map(lambda leaf, k=k: leaf[k::micro_batches], batch)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = rule.update(gradient(params, part), state, params)
+    return updates
+
+
+def test_an_exact_accumulation_passes():
+    bh.testing.assert_accumulation_exact(ours, masked(), splits=[1, 2, 4])
+    bh.testing.assert_accumulation_exact(ours, masked(), splits=[1, 3, 5])
+
+
+def test_a_whole_training_step_passes():
+    def step(batch, micro_batches):
+        rule = optax.adam(1e-2)
+        state = bh.train_state(parameters(), rule, key=jax.random.key(0))
+        state, metrics = bh.train_step(OBJECTIVE, rule, accumulate=micro_batches)(state, batch)
+        return state, metrics["loss"]
+
+    bh.testing.assert_accumulation_exact(step, masked(), rtol=1e-4)
+
+
+def test_a_mean_of_means_is_named():
+    with pytest.raises(AssertionError, match=r"^2 micro-batches instead of 1 change 0/b by 0\.\d+"):
+        bh.testing.assert_accumulation_exact(by_multi_steps, masked())
+
+
+def test_equal_weights_hide_a_mean_of_means():
+    equal = {**masked(), "weights": jnp.ones(8)}
+    bh.testing.assert_accumulation_exact(by_multi_steps, equal)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda batch, k: {"a": batch * k}, "2 micro-batches instead of 1 change a by 1 of"),
+        (lambda batch, k: jnp.ones(k), r"the result: \(1,\) becomes \(2,\) at 2"),
+        (lambda batch, k: {"a": 1.0, "b": 1.0} if k == 1 else {"a": 1.0}, "another structure"),
+        (lambda batch, k: batch if k == 1 else batch * jnp.nan, "the result is not finite at 2"),
+        (lambda batch, k: batch * jnp.inf, "the result is not finite at 1"),
+    ],
+    ids=["values", "shapes", "structure", "nan", "infinity"],
+)
+def test_every_difference_is_caught(wrong, message):
+    with pytest.raises(AssertionError, match=message):
+        bh.testing.assert_accumulation_exact(wrong, jnp.ones(3), splits=[1, 2])
+
+
+def test_a_difference_below_the_tolerance_passes():
+    def rounded(batch, micro_batches):
+        return batch * (1 + 1e-6 * micro_batches)
+
+    bh.testing.assert_accumulation_exact(rounded, jnp.ones(3))
+    with pytest.raises(AssertionError, match="change the result by"):
+        bh.testing.assert_accumulation_exact(rounded, jnp.ones(3), rtol=1e-7)
+
+
+def test_one_split_has_nothing_to_be_compared_with():
+    with pytest.raises(ValueError, match="two or more; got"):
+        bh.testing.assert_accumulation_exact(ours, masked(), splits=[4])
