@@ -63,23 +63,35 @@ def side_by_side(
     """
     compiled = [jax.jit(f).lower(*arguments).compile() for f in (ours, theirs)]
     memory = [c.memory_analysis().temp_size_in_bytes / 1e6 for c in compiled]
-    once = [_seconds(c, arguments, 3) for c in compiled]
-    counts = [max(1, round(seconds / t)) for t in once]
-    pairs = []
-    for sample in range(samples):
-        order = (0, 1) if sample % 2 == 0 else (1, 0)
-        times = {side: _seconds(compiled[side], arguments, counts[side]) for side in order}
-        pairs.append((times[0], times[1]))
-    medians = [1e3 * statistics.median(pair[side] for pair in pairs) for side in (0, 1)]
+    milliseconds, ratio = in_turns(*compiled, *arguments, samples=samples, seconds=seconds)
     return Result(
         name,
         setting,
         against,
-        (medians[0], medians[1]),
-        statistics.median(a / b for a, b in pairs),
+        milliseconds,
+        ratio,
         (memory[0], memory[1]),
         memory[0] / memory[1] if memory[1] else 1.0,
     )
+
+
+def in_turns(
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    *arguments: Any,
+    samples: int = 15,
+    seconds: float = 0.1,
+) -> tuple[tuple[float, float], float]:
+    """Median milliseconds of each of two functions, and the median of their ratios."""
+    sides = (ours, theirs)
+    counts = [max(1, round(seconds / _seconds(side, arguments, 3))) for side in sides]
+    pairs = []
+    for sample in range(samples):
+        order = (0, 1) if sample % 2 == 0 else (1, 0)
+        times = {side: _seconds(sides[side], arguments, counts[side]) for side in order}
+        pairs.append((times[0], times[1]))
+    medians = [1e3 * statistics.median(pair[side] for pair in pairs) for side in (0, 1)]
+    return (medians[0], medians[1]), statistics.median(a / b for a, b in pairs)
 
 
 def _seconds(function: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> float:
@@ -92,16 +104,19 @@ def _seconds(function: Callable[..., Any], arguments: tuple[Any, ...], count: in
 
 
 def table(results: list[Result]) -> str:
-    """A Markdown table, losing rows included."""
+    """A Markdown table, losing rows included; with errors where any were measured."""
+    errors = any(r.error is not None for r in results)
     lines = [
-        "| what | setting | against | ms | time | MB | memory |",
-        "|---|---|---|---|---|---|---|",
+        f"| what | setting | against | ms | time | MB | memory |{' error |' if errors else ''}",
+        f"|---|---|---|---|---|---|---|{'---|' if errors else ''}",
     ]
     for r in results:
+        error = "" if r.error is None else f" {r.error[0]:.1e} : {r.error[1]:.1e}"
         lines.append(
             f"| {r.name} | {r.setting} | {r.against} "
             f"| {r.milliseconds[0]:.2f} : {r.milliseconds[1]:.2f} | **{r.time_ratio:.2f}** "
             f"| {r.megabytes[0]:.1f} : {r.megabytes[1]:.1f} | **{r.memory_ratio:.2f}** |"
+            f"{error + ' |' if errors else ''}"
         )
     return "\n".join(lines)
 

@@ -40,6 +40,14 @@ def test_an_op_of_several_arrays_has_a_cotangent_for_each_and_none_for_integers(
     assert jax.grad(lambda t: bh.ops.embedding(t, ids).sum())(table).shape == (5, 2)
 
 
+def test_an_optional_array_may_be_left_out():
+    x, w, b = normal(0, 2, 3), normal(1, 3, 4), jnp.zeros(4)
+    without = jax.grad(lambda *args: bh.ops.linear(*args).sum(), (0, 1))(x, w)
+    assert_close(without, jax.grad(lambda *args: bh.ops.linear(*args).sum(), (0, 1))(x, w, b))
+    loss = bh.losses.mean_squared_error
+    assert_close(jax.grad(lambda x: loss(x, 0 * x)[0])(x), 2 * x, 1e-6)
+
+
 def test_a_bound_op_keeps_its_arguments_and_its_kind():
     smooth = bh.losses.softmax_cross_entropy.bind(label_smoothing=0.5)
     assert isinstance(smooth, bh.Loss)

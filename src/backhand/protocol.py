@@ -69,7 +69,8 @@ class Op:
         function = jax.custom_vjp(lambda *arrays: self.forward(*arrays, **static)[0])
         function.defvjp(
             lambda *arrays: self.forward(*arrays, **static),
-            lambda residuals, dy: self.cotangents(residuals, dy, **static),
+            # An optional array that was left out has no cotangent to give.
+            lambda residuals, dy: self.cotangents(residuals, dy, **static)[: len(arrays)],
         )
         return function(*jax.tree.map(jnp.asarray, arrays))
 

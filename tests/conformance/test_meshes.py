@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 import backhand as bh
 from backhand.catalogue import ROWS, Spec
 from tests.conformance.checks import (
-    NAMES,
+    DISTINCT,
     automatic,
     by_path,
     call,
@@ -65,7 +65,7 @@ def assert_agrees(got, truth, dy):
     assert differences(got, truth, limit) == []
 
 
-@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+@pytest.mark.parametrize("row", PARAMETRIC, ids=repr)
 def test_where_the_compiler_places_arrays_the_cotangents_are_the_same(row):
     arguments, dy = problem(row)
     truth = jax.jit(lambda *given: automatic(row.reference, *given))(arguments, dy)
@@ -98,7 +98,7 @@ def assert_split_alike(got, primals):
     assert next(types) == next(types)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+@pytest.mark.parametrize("row", DISTINCT, ids=repr)
 def test_on_explicit_axes_a_cotangent_is_split_as_its_primal(row):
     got, truth, primals, dy = explicit(row, None)
     assert_agrees(got, truth, dy)
@@ -106,7 +106,7 @@ def test_on_explicit_axes_a_cotangent_is_split_as_its_primal(row):
 
 
 @pytest.mark.parametrize("axis", ["model", "data"])
-@pytest.mark.parametrize("row", SPLITTABLE, ids=str)
+@pytest.mark.parametrize("row", SPLITTABLE, ids=repr)
 def test_parameters_may_be_split_over_any_axis_of_the_mesh(row, axis):
     """Over that of the batch too, where each device then keeps a part of every weight."""
     got, truth, primals, dy = explicit(row, axis)
@@ -114,13 +114,13 @@ def test_parameters_may_be_split_over_any_axis_of_the_mesh(row, axis):
     assert_split_alike(got, primals)
 
 
-@pytest.mark.parametrize("row", UNSPLITTABLE, ids=str)
+@pytest.mark.parametrize("row", UNSPLITTABLE, ids=repr)
 def test_what_cannot_have_split_parameters_says_so_itself(row):
     with pytest.raises(TypeError, match="must have equal types"):
         explicit(row, "model")
 
 
-@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+@pytest.mark.parametrize("row", DISTINCT, ids=repr)
 def test_inside_shard_map_a_replicated_weight_gets_the_sum_over_the_shards(row):
     """By the backward, and by `jax.vjp` of the call."""
     arguments, dy = problem(row, B=8)

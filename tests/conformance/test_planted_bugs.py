@@ -98,7 +98,7 @@ def test_a_planted_bug_is_caught(bug, x64):
     assert faults(BUGS[bug]) != []
 
 
-@pytest.mark.parametrize("row", [SQUARE, row_of(ops.tanh), row_of(ops.layer_norm)], ids=str)
+@pytest.mark.parametrize("row", [SQUARE, row_of(ops.tanh), row_of(ops.layer_norm)], ids=repr)
 def test_the_rows_that_bugs_are_planted_in_are_right(row, x64):
     assert faults(row) == []
 

@@ -10,7 +10,7 @@ from jax import lax
 import backhand as bh
 from backhand.catalogue import ROWS
 from tests.conformance.checks import (
-    NAMES,
+    DISTINCT,
     automatic,
     call,
     differences,
@@ -35,7 +35,7 @@ def keeps_shape(row):
 REPEATABLE = [row for row in ROWS if keeps_shape(row)]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+@pytest.mark.parametrize("row", DISTINCT, ids=repr)
 def test_vmap_and_scan_give_what_one_call_after_the_other_gives(row):
     """The call inside a scan or vmap is differentiated: residuals are stacked on the way."""
     one, other = problem(row, seed=0), problem(row, seed=1)
@@ -56,7 +56,7 @@ def test_vmap_and_scan_give_what_one_call_after_the_other_gives(row):
         assert (name, differences(got, truth, limit)) == (name, [])
 
 
-@pytest.mark.parametrize("row", REPEATABLE, ids=str)
+@pytest.mark.parametrize("row", REPEATABLE, ids=repr)
 def test_a_repeated_layer_has_the_gradient_of_its_scan_remembered_or_recomputed(row):
     remembered, recomputed = (
         dataclasses.replace(
@@ -77,7 +77,7 @@ def test_a_repeated_layer_has_the_gradient_of_its_scan_remembered_or_recomputed(
     assert differences(again, truth, limit) == []
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if "key" in row.side], ids=str)
+@pytest.mark.parametrize("row", [row for row in ROWS if "key" in row.side], ids=repr)
 def test_another_key_gives_other_numbers_and_the_same_key_the_same(row):
     """Forward and backward draw the same: else a cotangent would be of another function."""
     (params, x, side), dy = problem(row)

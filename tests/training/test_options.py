@@ -50,14 +50,14 @@ def one_step(optimizer=None, objective=OBJECTIVE, data=None, state=None, **setti
     """(parameters before, state, metrics) of one step."""
     optimizer = optax.sgd(1.0) if optimizer is None else optimizer
     state = begin(optimizer, objective) if state is None else state
-    before = jax.tree.map(np.asarray, state.params)
+    before = jax.tree.map(jnp.copy, state.params)
     step = bh.train_step(objective, optimizer, **settings)
     return before, *step(state, batch() if data is None else data)
 
 
 def updates(before, state):
     """What the step subtracted from the parameters: with plain descent at rate 1, the gradient."""
-    return jax.tree.map(lambda a, b: jnp.asarray(a) - b, before, state.params)
+    return jax.tree.map(jnp.subtract, before, state.params)
 
 
 def gradient(params, data=None):
@@ -91,18 +91,19 @@ def test_each_layer_is_clipped_on_its_own(x64):
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_each_example_is_clipped_on_its_own(x64, accumulate):
-    before, state, metrics = one_step(clip_example_norm=0.5, accumulate=accumulate)
+    before, state, metrics = one_step(clip_example_norm=1.5, accumulate=accumulate)
 
     def total(params, example):
         one = jax.tree.map(lambda leaf: leaf[None], example)
         return OBJECTIVE.forward(params, one)[0].total
 
     each = jax.vmap(jax.grad(total), (None, 0))(before, batch())
-    clipped, count = optax.per_example_global_norm_clip(each, 0.5)
+    clipped, count = optax.per_example_global_norm_clip(each, 1.5)
     weight = jnp.sum(batch()["weights"])
     assert_close(updates(before, state), jax.tree.map(lambda g: g / weight, clipped), 1e-9)
-    assert 0 < float(count) < 8
-    assert_close(metrics["clipped"], count / jnp.sum(batch()["weights"] > 0), 1e-6)
+    share = float(count) / int(jnp.sum(batch()["weights"] > 0))
+    assert 0 < share < 1
+    assert abs(float(metrics["clipped"]) - share) < 1e-6
 
 
 def test_clipping_by_example_then_by_norm_are_both_done(x64):
@@ -150,7 +151,7 @@ def test_frozen_parameters_have_no_part_in_the_norm_of_an_example(x64):
         one = jax.tree.map(lambda leaf: leaf[None], example)
         return OBJECTIVE.forward(params, one)[0].total
 
-    each = jax.vmap(jax.grad(total), (None, 0))(jnp.asarray(before["out"]["w"]), batch())
+    each = jax.vmap(jax.grad(total), (None, 0))(before["out"]["w"], batch())
     clipped, _ = optax.per_example_global_norm_clip(each, 0.3)
     truth = clipped / jnp.sum(batch()["weights"])
     assert_close(updates(before, state)["out"]["w"], truth, 1e-9)
@@ -184,11 +185,11 @@ def flops(frozen, **settings):
 @pytest.mark.parametrize("settings", [{}, {"gradients": "automatic"}, {"accumulate": 4}], ids=str)
 def test_the_reverse_work_of_frozen_parameters_is_gone(settings):
     # Forward 3, errors 2, weights 3.
-    assert round(flops((), **settings), 0) == 8
+    assert int(flops((), **settings)) == 8
     # Behind frozen layers no error is needed either: forward 3, weights 1.
-    assert round(flops(("0/*", "2/*"), **settings), 0) == 4
+    assert int(flops(("0/*", "2/*"), **settings)) == 4
     # In front of them it is: forward 3, errors 2, weights 1.
-    assert round(flops(("2/*", "4/*"), **settings), 0) == 6
+    assert int(flops(("2/*", "4/*"), **settings)) == 6
 
 
 def test_the_work_is_gone_when_examples_are_clipped_or_parts_dropped():
@@ -206,7 +207,7 @@ def test_weight_decay_masks_of_optax_work(x64):
         _, plain, _ = one_step(optax.adam(1e-2))
         for name in ("hidden", "out"):
             assert_close(state.params[name]["b"], plain.params[name]["b"])
-            shrunk = plain.params[name]["w"] - 1e-2 * 0.5 * jnp.asarray(before[name]["w"])
+            shrunk = plain.params[name]["w"] - 1e-2 * 0.5 * before[name]["w"]
             assert_close(state.params[name]["w"], shrunk)
 
 
@@ -267,7 +268,7 @@ OBJECTIVE_LOSS = bh.losses.softmax_cross_entropy
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_the_loss_scale_is_taken_out_of_the_gradient(x64, accumulate):
-    before, plain, _ = one_step(accumulate=accumulate)
+    _, plain, _ = one_step(accumulate=accumulate)
     for nonfinite in ("keep", "drop"):
         state = begin(optax.sgd(1.0), loss_scale=2.0**7)
         _, scaled, metrics = one_step(state=state, accumulate=accumulate, nonfinite=nonfinite)

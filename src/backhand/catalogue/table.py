@@ -30,6 +30,7 @@ WEIGHT = Spec("normal", "I O", wide=True)
 NUMBERS = Spec("normal", "B T V")
 SHARES = Spec("shares", "B T V")
 BATCH_ONLY = ({"B": 1}, {"B": 0})
+NO_BATCH = ({"B": 0},)
 
 
 def _weights(axes: str) -> Spec:
@@ -75,7 +76,7 @@ def _around(
     """A combinator of layers that fix the number of features."""
     make_layer, x = getattr(combinators, name), IDS if ids else X
     return Row(
-        f"combinators.{name}", make_layer, (x,), settings, side or {}, textbook, BATCH_ONLY, without
+        f"combinators.{name}", make_layer, (x,), settings, side or {}, textbook, NO_BATCH, without
     )
 
 

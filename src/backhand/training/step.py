@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from backhand.accumulate import accumulate as in_micro_batches
-from backhand.accumulate import rescaled
+from backhand.accumulate import all_finite, rescaled
 from backhand.arrays import inverse
 from backhand.clipping import value_and_clipped_grad
 from backhand.collectors import merge_statistics, statistics
@@ -149,7 +149,7 @@ def train_step(
         if state.average is not None:
             new = new._replace(average=state.average.updated(params))
         if nonfinite == "skip" or state.loss_scale is not None:
-            fine = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
+            fine = all_finite((loss, metrics["gradient_norm"], seen))
             kept = ("params", "opt_state", "average")
             new = new._replace(
                 **{n: _where(fine, getattr(new, n), getattr(state, n)) for n in kept}
@@ -168,7 +168,7 @@ def train_step(
         if state.loss_scale is not None:  # the weight is a function of the batch: the rest is dead
             terms, _ = objective.forward(state.params, batch, key=key, training=True)
             factor = state.loss_scale.scale
-            scale = jax.tree.map(lambda w: factor * inverse(w), terms.weight)
+            scale = jax.tree.map(lambda w: factor.astype(w.dtype) * inverse(w), terms.weight)
         terms, collected = evaluate(state.params, batch, scale=scale, key=key)
         metrics = terms.measured()
         nothing = [w == 0 for w in jax.tree.leaves(terms.weight)]
