@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     show(rows)
 
     report = bh.compare(loss, state.params, batches[0])
-    print(f"\n{str(report).splitlines()[-1]}")
+    print(f"\n{report.verdict}")
     write_metrics(
         args.json,
         {

@@ -144,7 +144,7 @@ class Layer:
 
     def __call__(self, params: Params, x: PyTree, **side: Any) -> PyTree:
         """The output y."""
-        return self.forward(params, x, **side)[0]
+        return self.forward(params, jax.tree.map(jnp.asarray, x), **side)[0]
 
     def __repr__(self) -> str:
         """The layer's structure: chain(hidden=dense, act=relu)."""

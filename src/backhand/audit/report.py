@@ -89,9 +89,11 @@ class Report:
         lines = ["  ".join(_fit(c, w) for c, w in zip(line, widths, strict=True)) for line in table]
         lines.insert(1, "  ".join("-" * w for w in widths))
         notes = [f"{row.path}: {row.note}" for row in self.rows if row.note]
-        return "\n".join([line.rstrip() for line in lines] + notes + [self._verdict()])
+        return "\n".join([line.rstrip() for line in lines] + notes + [self.verdict])
 
-    def _verdict(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """In one line, whether the gradients agree."""
         worst = max((row.relative for row in self.rows if not row.note), default=0.0)
         count = sum(not row.agrees for row in self.rows)
         first, second = self.names
