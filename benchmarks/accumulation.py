@@ -179,11 +179,12 @@ def cost() -> Iterator[Result]:
         params = objective.init(jax.random.key(0), batch)
         part = jax.tree.map(lambda x, size=size: x[:size], batch)
         evaluate = bh.value_and_grad(objective)
+        accumulated = bh.accumulate(evaluate, 8)
         result = side_by_side(
             "bh.accumulate",
             setting,
             "8 plain gradients",
-            lambda params, batch, _, run=bh.accumulate(evaluate, 8): run(params, batch),
+            lambda params, batch, _, run=accumulated: run(params, batch),
             lambda params, _, part, run=evaluate: run(params, part),
             params,
             batch,
@@ -213,9 +214,9 @@ def memory() -> Iterator[str]:
             data = masked(size * micro_batches, batch["inputs"].shape[1], 10)
             step = bh.train_step(objective, optimizer, accumulate=micro_batches)
             used.append(step_memory(step, state, data))
-        shown = " | ".join(f"{megabytes:.2f}" for megabytes in used)
+        figures = " | ".join(f"{megabytes:.2f}" for megabytes in (gradient, *used))
         more = (used[-1] - used[0]) / gradient
-        yield f"| {setting.split(',')[0]}, {size} each | {gradient:.2f} | {shown} | **{more:.2f}** |"
+        yield f"| {setting.split(',')[0]}, {size} each | {figures} | **{more:.2f}** |"
 
 
 # Steps --------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_side_inputs_are_the_keyword_arguments_of_forward():
 
 
 def test_side_inputs_that_nobody_takes_are_refused(nothing_compiles):
-    params, x, key = {"s": np.ones(())}, np.ones(()), jax.random.key(0)
+    params, x, key = {"s": jnp.ones(())}, jnp.ones(()), jax.random.key(0)
     unknown = r"scale has no side input 'gian'; did you mean 'gain'\?; it uses 'gain', 'shift'"
     with nothing_compiles():
         with pytest.raises(TypeError, match=unknown):

@@ -242,19 +242,23 @@ def _scan(
     def part(index: Array) -> Batch:
         return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, 1, False), columns)
 
-    def step(sums: PyTree, index: Array) -> tuple[PyTree, PyTree]:
+    # Sums are carried from the last leaf to the first, about as the reverse pass comes to them: XLA
+    # then adds each as soon as it is there (temporary memory of 784-1024-1024-10 with AdamW at
+    # micro-batches of 256: 0.40 gradients above one plain step's, 0.54 in the order of the tree).
+    def step(sums: list[Array], index: Array) -> tuple[list[Array], PyTree]:
         new, own = one(part(index), index)
         fine = jnp.ones((), bool) if nonfinite == "keep" else all_finite(new)
         if nonfinite == "drop":
             new, own = jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), (new, own))
-        return jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, new), (own, fine)
+        pairs = zip(sums, reversed(jax.tree.leaves(new)), strict=True)
+        return [total + x.astype(total.dtype) for total, x in pairs], (own, fine)
 
     indices = jnp.arange(micro_batches, dtype=jnp.int32)
     like, _ = jax.eval_shape(lambda index: one(part(index), index), indices[0])
-    start = jax.tree.map(lambda leaf: zeros(leaf, dtype), like)
-    sums, (own, fine) = lax.scan(step, start, indices)
-    added = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, like)
-    return added, own, fine
+    leaves, structure = jax.tree.flatten(like)
+    sums, (own, fine) = lax.scan(step, [zeros(x, dtype) for x in reversed(leaves)], indices)
+    added = [total.astype(x.dtype) for total, x in zip(reversed(sums), leaves, strict=True)]
+    return jax.tree.unflatten(structure, added), own, fine
 
 
 def all_finite(tree: PyTree) -> Array:

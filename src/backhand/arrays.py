@@ -55,6 +55,16 @@ def explicit_sharding(like: Array) -> NamedSharding | None:
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
+def zeros_like(x: Array, dtype: DTypeLike) -> Array:
+    """Zeros of the shape and sharding of `x`.
+
+    JAX 0.12's own forget an explicit mesh outside of `jax.set_mesh`, where `x` is replicated.
+    """
+    sharding = explicit_sharding(x)
+    zeros = jnp.zeros_like(x, dtype)
+    return zeros if sharding is None else jax.sharding.reshard(zeros, sharding)
+
+
 def product(x: Array, w: Array) -> Array:
     """`x` (..., I) times `w` (I, O), in the dtype of `x`.
 

@@ -34,6 +34,7 @@ from backhand.arrays import (
     like_primal,
     one_by_one,
     upcast,
+    zeros_like,
 )
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def total(contribution: Contribution, param: Any) -> Any:
         ValueError: if the sum has another shape than `param`.
     """
     if contribution is None or isinstance(contribution, Moments) or isinstance(param, Running):
-        return jax.tree.map(jnp.zeros_like, param)
+        return jax.tree.map(lambda leaf: zeros_like(leaf, leaf.dtype), param)
     if not is_floating(param):
         return None
     if isinstance(contribution, KINDS):
@@ -287,7 +288,7 @@ def _sum(contribution: Any, param: Array) -> Array:
 
 def _accumulator(param: Array, dy: Array) -> Array:
     """Zeros like `param` in the dtype that its gradient is summed in."""
-    return jnp.zeros_like(param, accumulation_dtype(param.dtype, dy.dtype))
+    return zeros_like(param, accumulation_dtype(param.dtype, dy.dtype))
 
 
 def _per_example(contribution: Total) -> Array:

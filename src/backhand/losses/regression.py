@@ -4,7 +4,7 @@ With e = prediction - target, the blame of the output is the slope of the loss i
 its opposite:
 
     squared      e^2                                     2 e
-    absolute     |e|                                     sign(e), 0 at 0
+    absolute     |e|                                     sign(e), 1 at 0 as JAX has it
     Huber        e^2/2 to |e| = delta, then linear       e, clipped to [-delta, delta]
 
 Each is a sum over all elements with its weight; the mean is over elements.
@@ -84,7 +84,7 @@ def mean_absolute_error_forward(
 
 
 def mean_absolute_error_backward(residuals: Residuals, dy: Sum) -> Errors:
-    return _backward(residuals, dy, jnp.abs, jnp.sign)
+    return _backward(residuals, dy, jnp.abs, lambda e: jnp.where(e == 0, 1, jnp.sign(e)))
 
 
 def mean_absolute_error_reference(p: Array, t: Array, weights: Array | None = None) -> Sum:
