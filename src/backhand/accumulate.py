@@ -7,6 +7,7 @@ that it has in the whole batch: then whatever is collected, not only gradients, 
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -44,7 +45,8 @@ def accumulate(
         function: what `bh.value_and_grad` or `bh.value_and_collect` gives; or any function
             `(params, batch, ...) -> ((sum, weight), gradient of the sum)`, of any library.
         micro_batches: K. An evaluation's batch that K does not divide is filled up with examples of
-            weight 0; another function's must divide.
+            weight 0, which still take part in a batch norm's statistics; another function's must
+            divide.
         weight: for a function that gives `(mean, gradient of the mean)`: from a micro-batch, the
             weight of its mean. A mean alone cannot be accumulated exactly.
         dtype: what sums run in, at least; float64 sums stay float64.
@@ -91,7 +93,7 @@ def check_settings(
     """
     if not callable(function):
         raise TypeError(f"{name} needs a function that gives gradients, got {function!r}")
-    if micro_batches < 1:
+    if operator.index(micro_batches) < 1:
         raise ValueError(f"{name} needs at least 1 micro-batch, got {micro_batches}")
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f"nonfinite must be 'keep' or 'drop', got {nonfinite!r}")

@@ -168,7 +168,7 @@ def accumulator(
 
     def checked_add(sums: Sums, params: Params, batch: Batch, *, key: Array | None = None) -> Sums:
         if isinstance(function, Evaluation):
-            function.objective.check(params, batch)
+            function.objective.check(params, batch, key=key, training=True)
         met = _shapes((sums, params))
         if met not in known:
             expected = jax.eval_shape(lambda: init(params, batch, key=key))

@@ -118,7 +118,7 @@ def contract(a: Array, b: Array, axes: tuple[Sequence[int], Sequence[int]], like
         a,
         b,
         (axes, ((), ())),
-        preferred_element_type=accumulation_dtype(a.dtype),
+        preferred_element_type=accumulation_dtype(a.dtype, b.dtype),
         out_sharding=explicit_sharding(like),
     )
     return like_primal(product, like)

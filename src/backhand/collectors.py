@@ -14,7 +14,8 @@ from backhand.visit import Collector, Params, PyTree, Visit
 
 
 def _square_norms(visit: Visit) -> PyTree:
-    batch = jax.tree.leaves(visit.dy)[0].shape[0]
+    leaves = jax.tree.leaves((visit.dy, visit.residuals))
+    batch = leaves[0].shape[0]  # without any blame, dy is None
     one_by_one = functools.cache(lambda: iter(jax.tree.leaves(_one_by_one(visit, batch))))
 
     def read(param: Any, contribution: Contribution) -> Array:

@@ -45,9 +45,11 @@ def combine(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -
         )
     names = list(objectives)
 
-    def check(params: Params, batch: Batch) -> None:
+    def check(
+        params: Params, batch: Batch, *, key: Array | None = None, training: bool = False
+    ) -> None:
         for objective in objectives.values():
-            objective.check(params, batch)
+            objective.check(params, batch, key=key, training=training)
 
     def forward(
         params: Params, batch: Batch, *, key: Array | None = None, training: bool = True

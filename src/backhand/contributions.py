@@ -226,7 +226,7 @@ def inner_products(a: Contribution, b: Contribution, param: Array) -> Array:
 
 
 def _inner(a: Contribution, b: Contribution, param: Array) -> Array:
-    pairs = [_closed_form(one, other) for one in _parts(a) for other in _parts(b)]
+    pairs = [_closed_form(one, other, param) for one in _parts(a) for other in _parts(b)]
     known = [pair for pair in pairs if pair is not None]
     if len(known) == len(pairs):
         return sum(known[1:], start=known[0])
@@ -239,7 +239,7 @@ def _inner(a: Contribution, b: Contribution, param: Array) -> Array:
     return one_by_one(example, (a, b))
 
 
-def _closed_form(a: Contribution, b: Contribution) -> Array | None:
+def _closed_form(a: Contribution, b: Contribution, param: Array) -> Array | None:
     """Per-example inner products (B,) without any example's gradient; None where there is none."""
     match a, b:
         case Total(), Total():
@@ -247,7 +247,8 @@ def _closed_form(a: Contribution, b: Contribution) -> Array | None:
         case Outer(), Outer() if a.x.ndim == b.x.ndim == 2:
             return _dot(a.x, b.x) * _dot(a.dy, b.dy)
         case Rows(), Rows():
-            same = _flat(a.ids)[:, :, None] == _flat(b.ids)[:, None, :]
+            rows = param.shape[0]  # negative ids count from the end
+            same = (_flat(a.ids) % rows)[:, :, None] == (_flat(b.ids) % rows)[:, None, :]
             gram = jnp.einsum("btd,bsd->bts", _flat(a.dy, 1), _flat(b.dy, 1))
             return jnp.sum(gram, where=same, axis=(1, 2))
         case _:

@@ -52,15 +52,15 @@ class Objective:
         forward: `(params, batch, *, key, training) -> (Terms, residuals)`.
         backward: `(params, residuals, dtotal, batch, collect, *, key, training) -> collected`, with
             dtotal the error of `Terms.total`.
-        check: `(params, batch) -> None`, run on the host before anything compiles; raises for a
-            batch that cannot be right.
+        check: `(params, batch, *, key, training) -> None`, run on the host before anything
+            compiles; raises for what cannot be right.
         model: the layer whose parts give reports their order; None for the parameters' own.
     """
 
     init: Callable[[Array, Batch], Params]
     forward: Callable[..., tuple[Terms, Residuals]]
     backward: Callable[..., PyTree]
-    check: Callable[[Params, Batch], None] = lambda params, batch: None
+    check: Callable[..., None] = lambda params, batch, **given: None
     model: Layer | None = None
 
     def __call__(
@@ -74,7 +74,7 @@ class Objective:
             key: for a model that uses one while training.
             training: False for evaluation.
         """
-        self.check(params, batch)
+        self.check(params, batch, key=key, training=training)
         return self.forward(params, _on_device(batch), key=key, training=training)[0].mean()
 
 
@@ -129,7 +129,7 @@ def objective(
         def run(key: Array) -> Params:
             return model.init(key, shapes["inputs"], **given)
 
-        check(jax.eval_shape(run, key), batch)
+        check(jax.eval_shape(run, key), batch, key=key)
         return jax.jit(run)(key)
 
     def forward(
@@ -159,21 +159,25 @@ def objective(
         error = loss.cotangents(of_loss, (dtotal, dweight))[0]
         return model.backward(params, of_model, error, collect, **side(batch, key, training))[0]
 
-    def check(params: Params, batch: Batch) -> None:
-        if not isinstance(batch, Mapping):
-            check_batch(batch)
-        batch = dict(batch)
+    def check(
+        params: Params, batch: Any, *, key: Array | None = None, training: bool = False
+    ) -> None:
+        batch = dict(batch) if isinstance(batch, Mapping) else batch
         leaves, structure = jax.tree.flatten((params, batch))
-        known = (structure, *((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves))
+        shapes = ((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves)
+        known = (structure, key is None, training, *shapes)
         if known not in seen:
             check_batch(batch, from_batch)
-            seen[known] = jax.eval_shape(predictions, *shapes_of((params, batch)))
+            shaped = functools.partial(predictions, key=key, training=training)
+            seen[known] = jax.eval_shape(shaped, *shapes_of((params, batch)))
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             loss.check(seen[known], batch["targets"], batch.get("weights"))
 
-    def predictions(params: Params, batch: Batch) -> PyTree:
+    def predictions(
+        params: Params, batch: Batch, *, key: Array | None = None, training: bool
+    ) -> PyTree:
         """The model's predictions; with `jax.eval_shape`, every shape of the objective is met."""
-        y = model(params, batch["inputs"], **side(batch, None, False))
+        y = model(params, batch["inputs"], **side(batch, key, training))
         loss.forward(y, batch["targets"], batch.get("weights"))
         return y
 
@@ -236,7 +240,7 @@ class Evaluation:
         self, params: Params, batch: Batch, *, key: Array | None = None, training: bool = True
     ) -> tuple[Array, PyTree]:
         """The mean loss, and its gradient or what was collected."""
-        self.objective.check(params, batch)
+        self.objective.check(params, batch, key=key, training=training)
         terms, collected = self.evaluate(params, _on_device(batch), key=key, training=training)
         return terms.mean(), collected if self.alone is None else collected[self.alone]
 

@@ -66,6 +66,10 @@ class Op:
     def __call__(self, *arrays: PyTree, **static: Any) -> PyTree:
         """The output y, differentiable (in reverse) by the hand-written backward."""
         self._known(static)
+        if not static.keys() <= self._settings():  # an array given by name takes its place
+            bound = inspect.signature(self.forward).bind(*arrays, **static)
+            bound.apply_defaults()
+            arrays, static = bound.args, bound.kwargs
         function = jax.custom_vjp(lambda *arrays: self.forward(*arrays, **static)[0])
         function.defvjp(
             lambda *arrays: self.forward(*arrays, **static),
@@ -83,18 +87,25 @@ class Op:
         """The op with some of its static arguments fixed.
 
         Raises:
-            TypeError: if the op has no such argument.
+            TypeError: if the op has no such argument, or it is an array.
 
         Example:
             >>> import backhand as bh
             >>> loss = bh.losses.softmax_cross_entropy.bind(label_smoothing=0.1)
         """
         self._known(static)
+        for name in static.keys() - self._settings():
+            raise TypeError(f"{self.name}: {name!r} is an array, given with each call, not bound")
         functions = ("forward", "backward", "reference")
         bound: dict[str, Any] = {
             name: functools.partial(getattr(self, name), **static) for name in functions
         }
         return dataclasses.replace(self, **bound)
+
+    def _settings(self) -> set[str]:
+        """The names of the static arguments; the others are arrays."""
+        parameters = inspect.signature(self.forward).parameters.values()
+        return {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)}
 
     def _known(self, static: Mapping[str, Any]) -> None:
         known = inspect.signature(self.forward).parameters
@@ -214,7 +225,7 @@ def layer(
         raise TypeError(f"{name}: the rule uses {listed(in_rule - uses.keys())}, the forward not")
 
     def checked_forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
-        for missing in required - side.keys():
+        for missing in required - {key for key, value in side.items() if value is not None}:
             raise TypeError(f"{name} needs the side input {missing!r}: pass {missing}=...")
         return forward(params, x, **side)
 
@@ -248,6 +259,8 @@ def output_shape(layer: Layer, params: Params, x: PyTree, **side: Any) -> PyTree
 
     `params` and `x` may be arrays or `jax.ShapeDtypeStruct`s.
     """
+    if "key" in layer.uses and "key" not in side:
+        side["key"] = jax.eval_shape(lambda: jax.random.key(0))
     arrays, settings = split_side(side)
     return jax.eval_shape(
         lambda params, x, arrays: layer(params, x, **arrays, **settings), params, x, arrays
@@ -296,9 +309,19 @@ def split_key(key: Array | None, index: int | Array) -> Array | None:
     """
     if key is None:
         return None
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"key must be typed, made by jax.random.key(seed), got {key.dtype}")
+    check_key(key)
     return jax.random.fold_in(key, index)
+
+
+def check_key(key: Any) -> None:
+    """Refuses what is not a typed key.
+
+    Raises:
+        TypeError: saying what it is.
+    """
+    dtype = getattr(key, "dtype", type(key).__name__)
+    if not isinstance(key, Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"key must be typed, made by jax.random.key(seed), got {dtype}")
 
 
 def suggestion(name: str, known: Collection[str]) -> str:

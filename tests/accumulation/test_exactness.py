@@ -54,7 +54,7 @@ def test_float32_agrees_with_the_whole_batch_to_a_millionth(gradients, weights):
     assert_close(ours, whole, 1e-6, floor=1e-6 * norm)
 
 
-@pytest.mark.parametrize(("rows", "micro_batches"), [(7, 2), (7, 3), (7, 7), (3, 5), (1, 2)])
+@pytest.mark.parametrize(("rows", "micro_batches"), [(7, 2), (7, 3), (3, 5)])
 def test_a_batch_that_does_not_divide_is_filled_up_inside(x64, rows, micro_batches):
     data = classification(rows)
     params = parameters()

@@ -29,7 +29,7 @@ FIRST = list({row.name: row for row in reversed(DISTINCT)}.values())[::-1]
 
 
 @pytest.fixture
-def unchecked(monkeypatch):
+def unchecked():
     """As outside of the tests, where no signature is checked: the errors are the library's own."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

@@ -98,9 +98,11 @@ class Report:
         count = sum(not row.agrees for row in self.rows)
         first, second = self.names
         if self.agrees:
+            settled = sum(bool(row.note) for row in self.rows)
             return (
                 f"{first} and {second} gradients agree in all {len(self.rows)} leaves: "
                 f"relative difference {worst:.1e}, tolerance {self.tolerance:.1e}"
+                + (f"; {settled} by float64" if settled else "")
             )
         if count:
             return f"{first} and {second} gradients DIFFER in {count} of {len(self.rows)} leaves"

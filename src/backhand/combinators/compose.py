@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from backhand.arrays import like_primal
+from backhand.arrays import is_floating, like_primal
 from backhand.combinators.common import (
     add_errors,
     around,
@@ -139,7 +139,7 @@ def add(*layers: Layer, **named: Layer) -> Layer:
 
 
 def skip(inner: Layer) -> Layer:
-    """A skip connection: y = x + f(x).
+    """A skip connection: y = x + f(x), where x is floating point; other parts of x are f's.
 
     Backward: dx = dy + (the error through f), so blame reaches early layers undiminished. Its
     parameters are those of `inner`.
@@ -154,7 +154,8 @@ def skip(inner: Layer) -> Layer:
     def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
         y, residuals = inner.forward(params, x, **side)
         same_shape("skip: the output of the inner layer", y, "its input", x)
-        return jax.tree.map(jnp.add, x, y), residuals
+        added = jax.tree.map(lambda x, y: x + y if is_floating(x) else y, x, y)
+        return added, residuals
 
     def backward(
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any

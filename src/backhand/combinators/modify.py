@@ -84,6 +84,10 @@ def rename(inner: Layer, **names: str) -> Layer:
                 f"{listed(inner.uses - {'key'})}{suggestion(name, inner.uses)}"
             )
     outside = {use: names.get(use, use) for use in inner.uses}
+    if len(set(outside.values())) < len(outside):
+        raise ValueError(
+            f"rename: two side inputs of {inner.name} would have one name: {listed(names.values())}"
+        )
 
     def inside(side: Mapping[str, Any]) -> dict[str, Any]:
         return {use: side[name] for use, name in outside.items() if name in side}

@@ -1,15 +1,17 @@
 """One layer many times over, by a scan over depth."""
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 from backhand.combinators.common import around, same_shape
 from backhand.contributions import Leaf
-from backhand.protocol import Layer, output_shape, split_key
+from backhand.protocol import Layer, Static, output_shape, shapes_of, split_key
 from backhand.visit import Collect, Params, PyTree, Residuals, gradients
 
 
@@ -24,7 +26,7 @@ def repeat(inner: Layer, depth: int) -> Layer:
     Raises:
         ValueError: if depth < 1, or the layer changes the shape or dtype of its input.
     """
-    if depth < 1:
+    if operator.index(depth) < 1:
         raise ValueError(f"repeat needs a depth of at least 1, got {depth}")
 
     def init(key: Array, x: PyTree, **side: Any) -> Params:
@@ -41,21 +43,23 @@ def repeat(inner: Layer, depth: int) -> Layer:
             return y, _Saved.of(residuals, x, y)
 
         y, saved = lax.scan(step, x, (params, _split(side, depth)), length=depth)
-        return y, (saved, saved.shared(x))
+        leaves, structure = jax.tree.flatten(shapes_of(x))
+        return y, (saved, saved.shared(x), Static((tuple(leaves), structure)))
 
     def backward(
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
     ) -> tuple[PyTree, PyTree]:
-        saved, shared = residuals
+        saved, shared, shapes = residuals
+        like = jax.tree.unflatten(shapes.value[1], shapes.value[0])
 
         def step(dy: PyTree, own: tuple[Params, _Saved, Array | None]) -> tuple[PyTree, PyTree]:
             params, saved, key = own
             residuals = saved.restore(shared)
             collected, dx = inner.backward(params, residuals, dy, collect, **_with_key(side, key))
-            return dx, collected
+            return _filled(dx, like), collected
 
         each = (params, saved, _split(side, depth))
-        dx, collected = lax.scan(step, dy, each, length=depth, reverse=True)
+        dx, collected = lax.scan(step, _filled(dy, like), each, length=depth, reverse=True)
         return collected, dx
 
     return around("repeat", inner, forward, backward, init)
@@ -98,6 +102,18 @@ class _Saved:
             for place in self.plan
         ]
         return jax.tree.unflatten(self.structure, leaves)
+
+
+def _filled(error: PyTree, like: PyTree) -> PyTree:
+    """An error with zeros where a floating-point part has none: a scan hands on one structure."""
+
+    def fill(shape: jax.ShapeDtypeStruct, error: Array | None) -> Array | None:
+        missing = error is None and jnp.issubdtype(shape.dtype, jnp.floating)
+        return jnp.zeros(shape.shape, shape.dtype) if missing else error
+
+    if error is None:
+        error = jax.tree.map(lambda _: None, like)
+    return jax.tree.map(fill, like, error)
 
 
 def _split(side: Mapping[str, Any], depth: int) -> Array | None:

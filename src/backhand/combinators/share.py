@@ -193,4 +193,4 @@ def _replace(tree: PyTree, path: Path, value: Any) -> PyTree:
     children = list(tree)
     child = _replace(_get(tree, (key,)), path[1:], value)
     children[int(key)] = () if child is _ABSENT else child
-    return tuple(children)
+    return type(tree)(children)

@@ -5,7 +5,7 @@ from jax.typing import DTypeLike
 
 from backhand import ops
 from backhand.ops.dropout import check_rate
-from backhand.protocol import Layer, as_layer, layer
+from backhand.protocol import Layer, as_layer, check_key, layer
 from backhand.visit import Params, Residuals
 
 
@@ -84,6 +84,7 @@ def dropout(rate: float) -> Layer:
             return x
         if key is None:
             raise ValueError("dropout needs a key while training: pass key=jax.random.key(seed)")
+        check_key(key)
         return ops.dropout.forward(x, key, rate=rate)[0]
 
     def forward(

@@ -1,5 +1,7 @@
 """The dense (fully connected) layer."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -35,7 +37,7 @@ def dense(features: int, *, bias: bool = True, initializer: Initializer | None =
         >>> params["w"].shape, params["b"].shape
         ((64, 10), (10,))
     """
-    if features < 1:
+    if operator.index(features) < 1:
         raise ValueError(f"dense needs at least 1 feature, got {features}")
     make = lecun_normal() if initializer is None else initializer
 

@@ -196,7 +196,7 @@ def train_step(
         if shapes in known and on_device:  # only values on the host are checked at every call
             return
         one = batch if steps_per_call == 1 else _unstacked(batch, steps_per_call)
-        objective.check(state.params, one)
+        objective.check(state.params, one, key=state.key, training=True)
         if shapes not in known:
             _check_state(state, optimizer, frozen, dtype)
             known.add(shapes)
