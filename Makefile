@@ -79,7 +79,8 @@ test-newest: $(NEWEST_VENV)/.ready-test ## The same on the newest Python found (
 	$(call run-tests,$(NEWEST_VENV))
 
 bench: $(VENV)/.ready-bench ## Benchmarks against jax.grad and other libraries
-	$(VENV)/bin/python -m benchmarks
+	$(VENV)/bin/python -m benchmarks.foundation
+	$(VENV)/bin/python -m benchmarks.accumulation
 
 format: $(VENV)/.ready-test ## Format the code and fix what lint can fix
 	$(VENV)/bin/ruff check --fix .

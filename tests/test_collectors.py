@@ -193,3 +193,28 @@ def test_frozen_parameters_have_norms_of_zero():
     assert jax.tree.map(jnp.shape, norms) == ({"w": (4,), "b": (4,)}, {"w": (4,), "b": (4,)})
     assert not any(leaf.any() for leaf in jax.tree.leaves(norms[0]))
     assert all(leaf.all() for leaf in jax.tree.leaves(norms[1]))
+
+
+def test_negative_ids_are_the_rows_that_they_count_to():
+    layer = bh.embedding(5, 3)
+    params = layer.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 2), "int32"))
+
+    def norms(ids):
+        y, residuals = layer.forward(params, jnp.array(ids))
+        return layer.backward(params, residuals, jnp.ones_like(y), bh.square_norms)[0]["table"]
+
+    assert float(norms([[-1, 4]])[0]) == float(norms([[4, 4]])[0]) == 12
+    assert float(norms([[-1, 3]])[0]) == 6
+
+
+def test_a_branch_without_blame_has_norms_of_zero():
+    def only_first(params, residuals, dy):
+        return (), (dy, None)
+
+    first = bh.layer("first", lambda key, x: (), lambda params, x: (x[0], ()), only_first)
+    model = bh.chain(bh.parallel(bh.dense(3), bh.dense(3)), first)
+    x = jnp.ones((2, 4))
+    params = model.init(jax.random.key(0), x)
+    y, residuals = model.forward(params, x)
+    norms = model.backward(params, residuals, jnp.ones_like(y), bh.square_norms)[0][0]
+    assert (norms[0]["w"] > 0).all() and not norms[1]["w"].any()

@@ -281,3 +281,16 @@ def test_what_is_no_objective_is_refused(unchecked, nothing_compiles):
 def test_the_check_that_nothing_compiles_can_fail(nothing_compiles):
     with pytest.raises(AssertionError, match="compiled"), nothing_compiles():
         jax.jit(lambda x: x * 3.14159 + 2.71828)(np.ones(17))
+
+
+def test_a_missing_or_wrong_key_is_refused_before_anything_compiles(nothing_compiles):
+    objective = bh.objective(
+        bh.chain(bh.dense(4), bh.dropout(0.5), bh.dense(3)), bh.losses.softmax_cross_entropy
+    )
+    batch = {name: np.asarray(leaf) for name, leaf in classes().items()}
+    params, raw = made(objective, batch), jax.random.PRNGKey(0)
+    for call in (objective, bh.value_and_grad(objective), bh.grad(objective)):
+        with nothing_compiles(), pytest.raises(ValueError, match="dropout needs a key"):
+            call(params, batch)
+        with nothing_compiles(), pytest.raises(TypeError, match="key must be typed"):
+            call(params, batch, key=raw)

@@ -145,3 +145,38 @@ def test_a_raw_key_is_refused(nothing_compiles):
     raw = jnp.zeros(2, jnp.uint32)
     with nothing_compiles(), pytest.raises(TypeError, match=r"jax\.random\.key\(seed\), got uint"):
         split_key(raw, 0)
+
+
+def test_arrays_may_be_given_by_name():
+    x, w, b = normal(0, 3, 4), normal(1, 4, 2), normal(2, 2)
+    by_name = jax.grad(lambda b: jnp.sum(bh.ops.linear(x, w, b=b) ** 2))(b)
+    by_place = jax.grad(lambda b: jnp.sum(bh.ops.linear(x, w, b) ** 2))(b)
+    assert_close(by_name, by_place)
+
+    def total(predictions, **given):
+        return bh.losses.mean_squared_error(predictions, x, **given)[0]
+
+    weights = jnp.array([1.0, 0.0, 2.0])
+    assert_close(
+        jax.grad(total)(2 * x, weights=weights),
+        jax.grad(lambda p: bh.losses.mean_squared_error(p, x, weights)[0])(2 * x),
+    )
+
+
+def test_an_array_is_not_bound():
+    with pytest.raises(TypeError, match="'weights' is an array"):
+        bh.losses.mean_squared_error.bind(weights=jnp.ones(3))
+
+
+def test_a_layer_whose_key_is_required_can_be_made_and_says_when_it_is_missing():
+    noise = bh.layer(
+        "noise",
+        lambda key, x: (),
+        lambda params, x, *, key: (x + jax.random.normal(key, x.shape), ()),
+        lambda params, residuals, dy: ((), dy),
+    )
+    model = bh.chain(bh.dense(3), noise, bh.dense(2))
+    params = model.init(jax.random.key(0), jnp.ones((4, 3)))
+    assert model(params, jnp.ones((4, 3)), key=jax.random.key(1)).shape == (4, 2)
+    with pytest.raises(TypeError, match="noise needs the side input 'key'"):
+        model(params, jnp.ones((4, 3)))

@@ -193,3 +193,25 @@ def test_what_cannot_be_compared_is_refused(unchecked, nothing_compiles):
             bh.compare(objective, params, BATCH, rtol=-1)
         with pytest.raises(ValueError, match="one common first axis"):
             bh.compare(objective, params, short)
+
+
+def scaled_weight(factor):
+    """A gradient of w that is off by a factor."""
+    return planted(lambda grads: {**grads, "w": factor * grads["w"]})
+
+
+@pytest.mark.parametrize("factor", [0.95, 1.05])
+def test_five_percent_are_noticed_even_in_bfloat16(factor):
+    head = bh.chain(bh.cast(jnp.bfloat16), bh.dense(5), bh.tanh(), scaled_weight(factor))
+    right = bh.chain(bh.cast(jnp.bfloat16), bh.dense(5), bh.tanh(), bh.dense(5))
+    assert compared(right).agrees
+    assert [row.path for row in compared(head).rows if not row.agrees] == ["3/w"]
+
+
+def test_a_rule_that_loses_its_digits_is_wrong_although_it_is_right_in_float64():
+    def cancels(grads):
+        large = jax.lax.optimization_barrier(grads["w"] + 1e6)
+        return {**grads, "w": large - 1e6}
+
+    report = compared(bh.chain(bh.dense(5), bh.tanh(), planted(cancels)))
+    assert [row.path for row in report.rows if not row.agrees] == ["2/w"]

@@ -220,3 +220,31 @@ def test_a_block_that_changes_its_input_is_refused(nothing_compiles):
                 jax.eval_shape(bh.repeat(inner, 2).init, key, x)
         with pytest.raises(ValueError, match="a depth of at least 1, got 0"):
             bh.repeat(bh.dense(4), 0)
+
+
+def test_a_part_of_the_output_that_nobody_uses_has_no_blame():
+    """The last layer's rule gives None for the context; the loop hands on zeros."""
+
+    def rule(params, h, dy):
+        context = dy["h"] if dy["c"] is None else dy["h"] + dy["c"]
+        return {"w": bh.Outer(h, dy["h"])}, {"h": dy["h"] @ params["w"].T, "c": context}
+
+    mix = bh.layer(
+        "mix",
+        lambda key, x: {"w": jax.random.normal(key, (4, 4))},
+        lambda params, x: ({"h": x["h"] @ params["w"] + x["c"], "c": x["c"]}, x["h"]),
+        rule,
+    )
+    select = bh.layer(
+        "select",
+        lambda key, x: (),
+        lambda params, x: (x["h"], ()),
+        lambda params, residuals, dy: ((), {"h": dy, "c": None}),
+    )
+    x = {"h": normal(0, 3, 4), "c": normal(1, 3, 4)}
+    model = bh.chain(bh.repeat(mix, 3), select)
+    params = initial(model, x)
+    y, residuals = model.forward(params, x)
+    ours = model.backward(params, residuals, jnp.ones_like(y))
+    truth = jax.grad(lambda params, x: jnp.sum(model(params, x)), (0, 1))(params, x)
+    assert_close(ours, truth, rtol=1e-5)
