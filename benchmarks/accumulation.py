@@ -261,7 +261,7 @@ def many_steps(steps: int = 50) -> Iterator[Result]:
 def updates() -> Iterator[Result]:
     """Updating parameters while going back, against a gradient followed by its update."""
     layer = bh.chain(bh.dense(512), bh.relu())
-    batch = masked(128, 512, 10)
+    batch = masked(32, 512, 10)
 
     def descend(params: Any, grads: Any) -> Any:
         return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads)
@@ -284,7 +284,7 @@ def updates() -> Iterator[Result]:
         ]
         mine, theirs = (side.memory_analysis().temp_size_in_bytes / 1e6 for side in sides)
         times, ratio = in_turns(*(repeated(side, params, batch) for side in sides), samples=11)
-        place = f"8 x 512-512 {name}, batch 128"
+        place = f"8 x 512-512 {name}, batch 32"
         what = "descent on the way back", place, "descent afterwards"
         yield Result(*what, times, ratio, (mine, theirs), mine / theirs)
 

@@ -155,6 +155,7 @@ class Layer:
 
     def __call__(self, params: Params, x: PyTree, **side: Any) -> PyTree:
         """The output y."""
+        self._known(side)
         return self.forward(params, jax.tree.map(jnp.asarray, x), **side)[0]
 
     def __repr__(self) -> str:
@@ -181,14 +182,17 @@ class Layer:
                 args = (args[0], *(shapes_of(x) for x in args[1:]))
                 if "training" in self.uses:
                     side.setdefault("training", False)
-            for name in side.keys() - self.uses - {"collect"}:
-                raise TypeError(
-                    f"{self.name} has no side input {name!r}{suggestion(name, self.uses)}; "
-                    f"it uses {listed(self.uses)}"
-                )
+            self._known(side)
             return function(*args, **side)
 
         return checked
+
+    def _known(self, side: Mapping[str, Any]) -> None:
+        for name in side.keys() - self.uses - {"collect"}:
+            raise TypeError(
+                f"{self.name} has no side input {name!r}{suggestion(name, self.uses)}; it uses "
+                f"{listed(self.uses)}"
+            )
 
 
 def layer(

@@ -138,10 +138,11 @@ def test_a_renamed_side_input_is_known_by_its_new_name(x64):
 
 
 def test_a_rename_of_what_is_not_used_is_refused(nothing_compiles):
+    x = jnp.zeros(2)
     with nothing_compiles():
         with pytest.raises(ValueError, match=r"masked has no side input 'maks' .*; did you mean"):
             bh.rename(masked(), maks="source_mask")
         with pytest.raises(ValueError, match="dropout has no side input 'key' to rename"):
             bh.rename(bh.dropout(0.5), key="noise")
         with pytest.raises(TypeError, match="no side input 'mask'; it uses 'source_mask'"):
-            bh.rename(masked(), mask="source_mask")((), 0.0, mask=0.0)
+            bh.rename(masked(), mask="source_mask")((), x, mask=x)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -26,14 +25,6 @@ from tests.conformance.checks import (
 from tests.tolerances import tolerance
 
 FIRST = list({row.name: row for row in reversed(DISTINCT)}.values())[::-1]
-
-
-@pytest.fixture
-def unchecked():
-    """As outside of the tests, where no signature is checked: the errors are the library's own."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def view(leaf):
