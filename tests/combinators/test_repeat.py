@@ -190,7 +190,7 @@ def test_a_checkpointed_context_is_stored_once_too(x64):
 
 
 def test_a_checkpointed_block_keeps_its_input_alone():
-    """Ten times less scratch memory at depth 32, and what `jax.checkpoint` in a scan would need."""
+    """Its scratch memory is below a quarter at depth 24, and that of `jax.checkpoint` in a scan."""
     x = jnp.zeros((64, 64))
     batch = {"inputs": x, "targets": x}
 

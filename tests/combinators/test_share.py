@@ -147,6 +147,13 @@ def test_sharing_costs_no_memory_but_that_of_the_sum():
         params = jax.eval_shape(lambda key, o=objective: o.init(key, batch), jax.random.key(0))
         measured[tied] = temporary_bytes(bh.value_and_grad(objective), params, batch)
     assert measured[True] <= 1.1 * measured[False], measured
+    keep = bh.Collector(lambda visit: visit.contributions)
+    tied = bh.objective(
+        language_model(depth=12, features=64, vocabulary=64), bh.losses.softmax_cross_entropy
+    )
+    params = jax.eval_shape(lambda key: tied.init(key, batch), jax.random.key(0))
+    used = jax.jit(bh.value_and_collect(tied, kept=keep)).lower(params, batch).compile()
+    assert used.memory_analysis().output_size_in_bytes > 0.5 * measured[True]
 
 
 def test_ties_that_do_not_fit_are_refused(nothing_compiles):

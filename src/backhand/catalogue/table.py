@@ -84,6 +84,10 @@ def _dense(params: Params, x: Array) -> Array:
     return ops.linear.reference(x, params["w"], params.get("b"))
 
 
+def _mlp(params: Params, x: Array) -> Array:
+    return _dense(params["out"], jnp.tanh(_dense(params["hidden"], x)))
+
+
 def _embedding(params: Params, ids: Array) -> Array:
     return jnp.take(params["table"], ids, axis=0)
 
@@ -200,12 +204,21 @@ ROWS: tuple[Row, ...] = (
     _loss("softmax_cross_entropy", IDS, Spec("mask", "B T")),
     _loss("softmax_cross_entropy", Spec("probabilities", "B T V"), _weights("B T")),
     _loss("softmax_cross_entropy", IDS, _weights("B"), label_smoothing=0.1),
-    _around("chain", **_MLP),
+    _around("chain", textbook=_mlp, **_MLP),
     _around("chain", side=_RANDOMLY, drop=layers.dropout(0.25), norm=layers.batch_norm()),
-    _around("parallel", **_MLP),
+    _around(
+        "parallel",
+        textbook=lambda params, x: {name: part(params[name], x) for name, part in _MLP.items()},
+        **_MLP,
+    ),
     _around("parallel", ids=True, first=layers.embedding(12, 8), second=layers.embedding(12, 4)),
-    _around("add", one=layers.dense(4), other=combinators.chain(layers.dense(4), layers.silu())),
-    _around("skip", inner=_BLOCK),
+    _around(
+        "add",
+        textbook=lambda params, x: _dense(params["one"], x) + _dense(params["other"], x),
+        one=layers.dense(4),
+        other=layers.dense(4),
+    ),
+    _around("skip", textbook=lambda params, x: x + _BLOCK(params, x), inner=_BLOCK),
     _around(
         "repeat",
         inner=combinators.skip(_BLOCK),
@@ -214,11 +227,16 @@ ROWS: tuple[Row, ...] = (
         without=_SCAN,
     ),
     _around("repeat", side=_RANDOMLY, inner=_RANDOM, depth=2, without=_SCAN),
-    _around("checkpoint", inner=_BLOCK),
+    _around("checkpoint", textbook=lambda params, x: _BLOCK(params, x), inner=_BLOCK),
     _around("checkpoint", side=_RANDOMLY, inner=_RANDOM),
     _around("freeze", inner=_BLOCK),
     _around("freeze", side={"training": True}, inner=_NORMED),
-    _around("share", inner=combinators.chain(a=_BLOCK, b=_BLOCK), ties={"b": "a"}),
+    _around(
+        "share",
+        textbook=lambda params, x: _BLOCK(params["a"], _BLOCK(params["a"], x)),
+        inner=combinators.chain(a=_BLOCK, b=_BLOCK),
+        ties={"b": "a"},
+    ),
     _around("share", ids=True, inner=_TIED, ties={"logits/table": "tokens/table"}),
     _around("rename", side={"known": Spec("mask", "B T")}, inner=_MASKED, mask="known"),
 )

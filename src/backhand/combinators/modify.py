@@ -50,7 +50,11 @@ def checkpoint(inner: Layer) -> Layer:
 
 
 def freeze(inner: Layer) -> Layer:
-    """The same layer, learning nothing: gradients of zero, without the work of computing them."""
+    """The same layer, learning nothing: gradients of zero, without the work of computing them.
+
+    A rule with weight decay still shrinks what has no gradient: `train_step(frozen=...)` keeps the
+    optimizer away too.
+    """
 
     def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
         return inner.forward(lax.stop_gradient(params), x, **side)

@@ -23,9 +23,9 @@ def share(inner: Layer, ties: Mapping[str, str]) -> Layer:
     place; a path is its keys joined by "/". The tied ones are gone from the parameters (a place in
     a tuple keeps an empty one).
 
-    A parameter used more than once gets the sum of its uses' gradients. Its owner is shown to a
-    collector once, with the contributions of all uses as `Many`, because the norm of a sum is not
-    the sum of the norms.
+    A parameter used more than once gets the sum of its uses' gradients. What a collector gathers
+    there comes from one last visit, without dx, with the contributions of all uses as `Many`,
+    because the norm of a sum is not the sum of the norms.
 
     Raises:
         ValueError: at init, for a path that does not exist, or a tie to another shape.

@@ -5,7 +5,7 @@ from jax.typing import DTypeLike
 
 from backhand import ops
 from backhand.ops.dropout import check_rate
-from backhand.protocol import Layer, as_layer, check_key, layer
+from backhand.protocol import Layer, as_layer, check_key, layer, need_floating
 from backhand.visit import Params, Residuals
 
 
@@ -80,6 +80,7 @@ def dropout(rate: float) -> Layer:
     check_rate(rate)
 
     def dropped(x: Array, training: bool, key: Array | None) -> Array:
+        need_floating("dropout", x)
         if not training:
             return x
         if key is None:

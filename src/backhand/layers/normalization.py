@@ -70,6 +70,7 @@ def batch_norm(*, decay: float = 0.99, eps: float = 1e-5) -> Layer:
     def forward(
         params: Params, x: Float[Array, "... D"], *, training: bool
     ) -> tuple[Array, PyTree]:
+        need_floating("batch_norm", x)
         scale, offset = params["scale"], params["offset"]
         if training:
             y, residuals = ops.batch_norm.forward(x, scale, offset, eps=eps)
