@@ -180,3 +180,40 @@ def test_a_layer_whose_key_is_required_can_be_made_and_says_when_it_is_missing()
     assert model(params, jnp.ones((4, 3)), key=jax.random.key(1)).shape == (4, 2)
     with pytest.raises(TypeError, match="noise needs the side input 'key'"):
         model(params, jnp.ones((4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda params, x, dy: dy, "scale: a rule gives a pair"),
+        (lambda params, x, dy: (dy, {"s": dy}), "the parameters are 's'"),
+        (lambda params, x, dy: ({"z": jnp.sum(dy)}, dy), "the cotangents 'z'"),
+        (lambda params, x, dy: ({"s": dy}, dy), "sum over the batch, or give the factors"),
+    ],
+)
+def test_a_rule_that_gives_something_else_is_told_what_to_give(wrong, message, unchecked):
+    layer = bh.layer(
+        "scale",
+        lambda key, x: {"s": jnp.ones(())},
+        lambda params, x: (params["s"] * x, x),
+        wrong,
+    )
+    x = normal(0, 3)
+    with pytest.raises((TypeError, ValueError), match=message):
+        layer.backward({"s": jnp.ones(())}, x, x)
+
+
+def test_a_forward_without_residuals_is_told_so(unchecked):
+    layer = bh.layer("twice", lambda key, x: (), lambda params, x: 2 * x, lambda p, r, dy: (p, dy))
+    with pytest.raises(TypeError, match="twice: a forward gives a pair"):
+        layer((), normal(0, 3))
+
+
+def test_parameters_of_another_model_are_refused(unchecked):
+    named, placed = bh.chain(a=bh.dense(2), b=bh.relu()), bh.chain(bh.dense(2), bh.relu())
+    x = normal(0, 3, 4)
+    params = named.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="2 entries; got a dict of a, b"):
+        placed(params, x)
+    with pytest.raises(ValueError, match="a dict of a, b; got tuple"):
+        named(placed.init(jax.random.key(0), x), x)

@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from backhand.arrays import accumulation_dtype, inverse, is_floating
-from backhand.gradients import Batch, Evaluation, Terms
+from backhand.gradients import Batch, Evaluation, Objective, Terms
 from backhand.metrics import Sum
 from backhand.protocol import split_key
 from backhand.visit import Params, PyTree
@@ -91,8 +91,11 @@ def check_settings(
         TypeError: for something that cannot be called, or a weight beside an evaluation.
         ValueError: for less than 1 micro-batch, or an unknown choice.
     """
-    if not callable(function):
-        raise TypeError(f"{name} needs a function that gives gradients, got {function!r}")
+    if not callable(function) or isinstance(function, Objective):
+        raise TypeError(
+            f"{name} needs a function that gives gradients, such as bh.value_and_grad(objective); "
+            f"got {function!r}"
+        )
     if operator.index(micro_batches) < 1:
         raise ValueError(f"{name} needs at least 1 micro-batch, got {micro_batches}")
     if nonfinite not in ("keep", "drop"):

@@ -35,7 +35,8 @@ def value_and_clipped_grad(
     Args:
         objective: what to differentiate; a loss of one term, and layers whose rules leave
             parameters' cotangents unsummed (`Outer`, `Total`, `Rows`).
-        max_norm: c, above 0.
+        max_norm: c, above 0: of each example's own gradient, before the division by W, so W times
+            what `per_example_norms` gives.
         mask: from the parameters, True for each that is trained; the others have a gradient of 0
             and no part in the norms. None trains all.
 

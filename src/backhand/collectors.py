@@ -90,6 +90,18 @@ def merge_statistics(params: Params, seen: PyTree) -> Params:
 
 
 def per_example_norms(collected: PyTree) -> Array:
-    """The norm (B,) of each example's whole gradient, from what `square_norms` gathered."""
+    """The norm (B,) of each example's term of the gradient, from what `square_norms` gathered.
+
+    Under a mean loss that is the norm of the example's own gradient times its weight over the sum
+    of the weights: multiply by the batch's weight to compare with a norm to clip examples at.
+
+    Args:
+        collected: a tree of square norms, each with the batch as its last axis.
+
+    Raises:
+        ValueError: for a tree without any.
+    """
+    if not jax.tree.leaves(collected):
+        raise ValueError("per_example_norms needs what square_norms gathered, got an empty tree")
     squares = [jnp.sum(leaf, tuple(range(leaf.ndim - 1))) for leaf in jax.tree.leaves(collected)]
     return jnp.sqrt(functools.reduce(jnp.add, squares))

@@ -179,6 +179,11 @@ def total(contribution: Contribution, param: Any) -> Any:
         return None
     if isinstance(contribution, KINDS):
         return like_primal(_stacked(_sum, contribution, param)(contribution, param), param)
+    if contribution.shape != param.shape:
+        raise ValueError(
+            f"a gradient has the shape of its parameter {param.shape}, got {contribution.shape}; "
+            "sum over the batch, or give the factors: Outer, Total or Rows"
+        )
     return like_primal(contribution, param)
 
 

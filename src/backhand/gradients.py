@@ -107,6 +107,8 @@ def objective(
         >>> grads["w"].shape
         (3, 1)
     """
+    if not isinstance(model, Layer):
+        raise TypeError(f"objective(model, loss) needs a layer as its model, got {model!r}")
     if not isinstance(loss, Loss):
         raise TypeError(
             "objective needs a loss that gives a sum and a weight, such as "
@@ -182,6 +184,18 @@ def objective(
         return y
 
     return Objective(init, forward, backward, check, model)
+
+
+def check_objective(objective: Any) -> None:
+    """Refuses what is not an objective.
+
+    Raises:
+        TypeError: saying how to make one.
+    """
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"needs an objective, made by bh.objective(model, loss); got {type(objective).__name__}"
+        )
 
 
 def check_batch(batch: Batch, names: frozenset[str] = frozenset()) -> None:
@@ -262,6 +276,10 @@ def value_and_collect(objective: Objective, **collectors: Collect) -> Evaluation
         >>> collected["norms"]["w"].shape
         (4,)
     """
+    check_objective(objective)
+    for name, collector in collectors.items():
+        if not callable(collector):
+            raise TypeError(f"{name}: a collector is a function of a visit, got {collector!r}")
 
     def evaluate(
         params: Params,
@@ -297,6 +315,7 @@ def value_and_grad(
     Raises:
         ValueError: for another kind of gradients.
     """
+    check_objective(objective)
     if gradients not in ("manual", "automatic"):
         raise ValueError(f"gradients must be 'manual' or 'automatic', got {gradients!r}")
     if gradients == "manual":

@@ -231,7 +231,13 @@ def layer(
     def checked_forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
         for missing in required - {key for key, value in side.items() if value is not None}:
             raise TypeError(f"{name} needs the side input {missing!r}: pass {missing}=...")
-        return forward(params, x, **side)
+        result: Any = forward(params, x, **side)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                f"{name}: a forward gives a pair (y, residuals), got {type(result).__name__}; "
+                "residuals are (x, ...), or () where backward needs none"
+            )
+        return result
 
     def backward(
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
@@ -239,7 +245,9 @@ def layer(
         def reverse(params: Params, residuals: Residuals, dy: PyTree) -> tuple[PyTree, PyTree]:
             if not jax.tree.leaves(dy):  # no blame comes in: none goes out
                 return map_owners(lambda _: None, params), None
-            return rule(params, residuals, dy, **{key: side[key] for key in in_rule if key in side})
+            result = rule(params, residuals, dy, **{k: side[k] for k in in_rule if k in side})
+            _check_pair(name, params, result)
+            return result
 
         visit = Visit(params, residuals, dy, reverse)
         return collect(visit) if jax.tree.leaves(params) else (params, visit.dx)
@@ -247,6 +255,23 @@ def layer(
     return Layer(
         name, lambda key, x, **side: init(key, x), checked_forward, backward, frozenset(uses)
     )
+
+
+def _check_pair(name: str, params: Params, result: Any) -> None:
+    """Refuses what is not a rule's result.
+
+    Raises:
+        TypeError: saying what a rule gives.
+    """
+    expected = f"{name}: a rule gives a pair (cotangents like the parameters, dx)"
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"{expected}, got {type(result).__name__}")
+    try:
+        map_owners(lambda *_: None, params, result[0])
+    except (TypeError, ValueError):
+        got = listed(result[0]) if isinstance(result[0], Mapping) else type(result[0]).__name__
+        own = listed(params) if isinstance(params, Mapping) else type(params).__name__
+        raise TypeError(f"{expected}; the parameters are {own}, the cotangents {got}") from None
 
 
 def as_layer(op: Op, **static: Any) -> Layer:

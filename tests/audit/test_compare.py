@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import backhand as bh
@@ -215,3 +216,13 @@ def test_a_rule_that_loses_its_digits_is_wrong_although_it_is_right_in_float64()
 
     report = compared(bh.chain(bh.dense(5), bh.tanh(), planted(cancels)))
     assert [row.path for row in report.rows if not row.agrees] == ["2/w"]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_numpy_batches_of_any_width_are_settled_in_float64(dtype):
+    """A bias before a norm is all rounding, which sends the comparison to float64."""
+    inputs = np.asarray(BATCH["inputs"], np.float64)
+    batch = {"inputs": inputs, "targets": np.asarray(BATCH["targets"], dtype)}
+    report = compared(bh.chain(bh.dense(8), bh.batch_norm(), bh.relu(), bh.dense(3)), batch)
+    assert report.agrees
+    assert not compared(model(lambda grads: {**grads, "w": -grads["w"]}), batch).agrees

@@ -206,3 +206,13 @@ def test_a_state_of_another_optimizer_or_without_a_key_is_refused(nothing_compil
             bh.train_step(of, optax.sgd(0.1, momentum=0.9))(adam, BATCH)
         with pytest.raises(ValueError, match="dropout needs a key while training"):
             bh.train_step(of, optax.sgd(0.1))(keyless, BATCH)
+
+
+def test_a_state_that_was_used_up_or_is_none_is_refused(unchecked):
+    state = bh.train_state(parameters(), optax.sgd(0.1), key=jax.random.key(0))
+    step = bh.train_step(objective(), optax.sgd(0.1))
+    step(state, BATCH)
+    with pytest.raises(ValueError, match="used up by an earlier step"):
+        step(state, BATCH)
+    with pytest.raises(TypeError, match=r"made by bh\.train_state"):
+        step(parameters(), BATCH)

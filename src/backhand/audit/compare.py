@@ -64,11 +64,12 @@ def compare(
     if rtol is not None and not rtol >= 0:
         raise ValueError(f"rtol must be 0 or more, got {rtol}")
     objective.check(params, batch, key=key, training=training)
-    sides = [jax.jit(f, static_argnames="training") for f in _sides(objective)]
+    params, batch = jax.tree.map(jnp.asarray, (params, dict(batch)))
     order = [path for path, _ in in_model_order(objective.model, params)]
 
     def run(params: Params, batch: Batch) -> tuple[list[float], list[dict[str, np.ndarray]]]:
-        results = [side(params, dict(batch), key=key, training=training) for side in sides]
+        sides = [jax.jit(side, static_argnames="training") for side in _sides(objective)]
+        results = [side(params, batch, key=key, training=training) for side in sides]
         leaves = [
             {path: np.asarray(leaf) for path, leaf in in_model_order(None, grads)}
             for _, grads in results

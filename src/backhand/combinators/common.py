@@ -45,6 +45,28 @@ def pack(parts: Parts, values: Mapping[str | int, Any]) -> PyTree:
     return ordered if isinstance(next(iter(parts)), str) else tuple(ordered.values())
 
 
+def check_params(combinator: str, parts: Parts, params: PyTree) -> None:
+    """Refuses parameters of another model.
+
+    Raises:
+        ValueError: saying what there should be.
+    """
+    named = isinstance(next(iter(parts)), str)
+    if named and isinstance(params, dict):
+        fits = params.keys() == parts.keys()
+    else:
+        fits = not named and isinstance(params, tuple | list) and len(params) == len(parts)
+    if not fits:
+        expected = f"a dict of {', '.join(map(str, parts))}" if named else f"{len(parts)} entries"
+        got = (
+            f"a dict of {', '.join(params)}" if isinstance(params, dict) else type(params).__name__
+        )
+        raise ValueError(
+            f"these are not the parameters of this {combinator}, which are {expected}; got {got}: "
+            "make them with init"
+        )
+
+
 def uses_of(parts: Parts) -> frozenset[str]:
     """The side inputs that any of the layers uses."""
     return frozenset().union(*(part.uses for part in parts.values()))

@@ -10,6 +10,7 @@ from backhand.arrays import is_floating, like_primal
 from backhand.combinators.common import (
     add_errors,
     around,
+    check_params,
     located,
     pack,
     parts_of,
@@ -47,6 +48,7 @@ def chain(*layers: Layer, **named: Layer) -> Layer:
         return pack(parts, params)
 
     def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
+        check_params("chain", parts, params)
         residuals = {}
         for index, (name, part) in enumerate(parts.items()):
             with located("chain", name):
@@ -86,6 +88,7 @@ def parallel(*layers: Layer, **named: Layer) -> Layer:
         return pack(parts, params)
 
     def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
+        check_params("parallel", parts, params)
         ys, residuals = {}, {}
         for index, (name, part) in enumerate(parts.items()):
             with located("parallel", name):

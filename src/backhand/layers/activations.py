@@ -84,7 +84,10 @@ def dropout(rate: float) -> Layer:
         if not training:
             return x
         if key is None:
-            raise ValueError("dropout needs a key while training: pass key=jax.random.key(seed)")
+            raise ValueError(
+                "dropout needs a key while training: pass key=jax.random.key(seed); a training "
+                "step has it from bh.train_state(params, optimizer, key=...)"
+            )
         check_key(key)
         return ops.dropout.forward(x, key, rate=rate)[0]
 

@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from backhand.contributions import is_running
-from backhand.protocol import listed
+from backhand.protocol import check_key, listed
 from backhand.visit import Params, PyTree
 
 
@@ -100,6 +100,8 @@ def train_state(
         raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
     if loss_scale is not None and not loss_scale >= 1:
         raise ValueError(f"loss_scale must be 1 or more, got {loss_scale}")
+    if key is not None:
+        check_key(key)
     params, key = jax.tree.map(jnp.copy, (params, key))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -160,6 +162,8 @@ def at(params: Params, frozen: Sequence[str]) -> PyTree:
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
+    if isinstance(frozen, str):
+        raise ValueError(f"frozen takes a list of paths, got the text {frozen!r}: [{frozen!r}]")
     for pattern in frozen:
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise ValueError(f"frozen: no parameter is at {pattern!r}; there are {listed(paths)}")

@@ -44,7 +44,22 @@ class TrainStep:
     jitted: Any
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """The state after the step, and its metrics; donates the state."""
+        """The state after the step, and its metrics; donates the state.
+
+        Raises:
+            TypeError: for what is not a `TrainState`.
+            ValueError: for a state that an earlier step used up, and as `train_step` says.
+        """
+        if not isinstance(state, TrainState):
+            raise TypeError(
+                "a step takes a state, made by bh.train_state(params, optimizer); got "
+                f"{type(state).__name__}"
+            )
+        if getattr(state.step, "is_deleted", bool)():
+            raise ValueError(
+                "this state was used up by an earlier step: go on with the one that came back, as "
+                "in state, metrics = step(state, batch)"
+            )
         self.check(state, batch)
         return self.jitted(state, dict(batch))
 
@@ -261,8 +276,8 @@ def _check_state(
     ):
         raise ValueError(
             "the optimizer state is not one of these parameters and this optimizer; make it with "
-            "bh.train_state(params, optimizer), with the same `frozen` as the step: expected "
-            f"{jax.tree.structure(expected)}, got {jax.tree.structure(got)}"
+            "bh.train_state(params, optimizer), with the optimizer and the `frozen` of the "
+            "step"
         )
     if dtype is not None and jnp.dtype(dtype) == jnp.float16 and state.loss_scale is None:
         raise ValueError("float16 needs a loss scale: bh.train_state(..., loss_scale=2.0**15)")
