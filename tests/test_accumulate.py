@@ -260,7 +260,7 @@ def test_what_cannot_be_accumulated_is_refused(unchecked, nothing_compiles):
     with nothing_compiles():
         with pytest.raises(ValueError, match="at least 1 micro-batch, got 0"):
             bh.accumulate(evaluation, 0)
-        with pytest.raises(TypeError, match="gives gradients, such as .* got None"):
+        with pytest.raises(TypeError, match=r"such as bh\.value_and_grad"):
             bh.accumulate(None, 2)
         with pytest.raises(ValueError, match="'keep' or 'drop', got 'skip'"):
             bh.accumulate(evaluation, 2, nonfinite="skip")
