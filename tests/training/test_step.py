@@ -1,5 +1,6 @@
 """The step: one compilation, donated state, the same run from the same key."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -216,3 +217,14 @@ def test_a_state_that_was_used_up_or_is_none_is_refused(unchecked):
         step(state, BATCH)
     with pytest.raises(TypeError, match=r"made by bh\.train_state"):
         step(parameters(), BATCH)
+
+
+def test_a_step_traces_its_objective_once():
+    once = chex.assert_max_traces(bh.metrics.accuracy, n=1)
+    step = bh.train_step(objective(metrics={"accuracy": once}), optax.sgd(0.1))
+    state = bh.train_state(parameters(), optax.sgd(0.1), key=jax.random.key(0))
+    for _ in range(3):
+        state, _ = step(state, BATCH)
+    with pytest.raises(AssertionError, match="traced > 1 times"):
+        step(state, jax.tree.map(lambda leaf: leaf[:4], BATCH))
+    chex.clear_trace_counter()
