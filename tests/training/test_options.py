@@ -544,7 +544,7 @@ def test_a_state_or_batch_that_does_not_fit_is_refused_before_anything_compiles(
             bh.train_step(OBJECTIVE, sgd)(state, data)
         with pytest.raises(ValueError, match="optimizer state is not one of these parameters"):
             step(foreign, data)
-        with pytest.raises(ValueError, match="with the same `frozen` as the step"):
+        with pytest.raises(ValueError, match="with the optimizer and the `frozen` of the step"):
             step(frozen, data)
         with pytest.raises(ValueError, match="float16 needs a loss scale"):
             bh.train_step(OBJECTIVE, adam, dtype=jnp.float16)(state, data)
