@@ -294,3 +294,12 @@ def test_a_missing_or_wrong_key_is_refused_before_anything_compiles(nothing_comp
             call(params, batch)
         with nothing_compiles(), pytest.raises(TypeError, match="key must be typed"):
             call(params, batch, key=raw)
+
+
+def test_automatic_gradients_refuse_labels_out_of_range_too(nothing_compiles):
+    objective = bh.objective(bh.dense(3), bh.losses.softmax_cross_entropy)
+    batch = {name: np.asarray(leaf) for name, leaf in classes().items()}
+    params = made(objective, batch)
+    wrong = {**batch, "targets": batch["targets"] + 3}
+    with nothing_compiles(), pytest.raises(ValueError, match=r"labels must lie in \[0, 3\)"):
+        jax.value_and_grad(objective)(params, wrong)

@@ -172,7 +172,7 @@ def objective(
             check_batch(batch, from_batch)
             shaped = functools.partial(predictions, key=key, training=training)
             seen[known] = jax.eval_shape(shaped, *shapes_of((params, batch)))
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
             loss.check(seen[known], batch["targets"], batch.get("weights"))
 
     def predictions(
