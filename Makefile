@@ -81,6 +81,7 @@ test-newest: $(NEWEST_VENV)/.ready-test ## The same on the newest Python found (
 bench: $(VENV)/.ready-bench ## Benchmarks against jax.grad and other libraries
 	$(VENV)/bin/python -m benchmarks.foundation
 	$(VENV)/bin/python -m benchmarks.accumulation
+	$(VENV)/bin/python -m benchmarks.ops
 
 format: $(VENV)/.ready-test ## Format the code and fix what lint can fix
 	$(VENV)/bin/ruff check --fix .

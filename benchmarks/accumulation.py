@@ -1,6 +1,6 @@
 """What exact accumulation costs, and how far other ways to accumulate are off.
 
-    python -m benchmarks.accumulation [--json FILE]
+    python -m benchmarks.accumulation [--json FILE] [--markdown FILE]
 
 Errors are of the gradient against float64 on the whole batch: the largest in a leaf, over its
 largest element. Ratios are ours / theirs: below 1 is faster or leaner. Memory is what XLA allots
@@ -22,7 +22,8 @@ from jax import lax
 from optax import microbatching
 
 import backhand as bh
-from benchmarks.measure import Result, in_turns, machine, side_by_side, table, write
+from benchmarks.measure import Result, in_turns, memory_ratio, side_by_side, temporary
+from benchmarks.report import machine, table, today, write
 
 Batch = dict[str, jax.Array]
 SUM, MEAN = microbatching.AccumulationType.SUM, microbatching.AccumulationType.MEAN
@@ -162,61 +163,123 @@ def exactness() -> Iterator[Result]:
 
 
 def models() -> Iterator[tuple[str, bh.Objective, int, Batch]]:
-    """Models with the size of a micro-batch, and a masked batch of 8 of them."""
-    yield "64-64-10, 8 x 32", mlp(64, 10), 32, masked(256, 64, 10)
-    yield "784-1024-1024-10, 8 x 32", mlp(1024, 1024, 10), 32, masked(256, 784, 10)
-    yield "784-1024-1024-10, 8 x 256", mlp(1024, 1024, 10), 256, masked(2048, 784, 10)
+    """Models with the size of a micro-batch, and a masked one."""
+    wide = mlp(1024, 1024, 10)
+    yield "64-64-10", mlp(64, 10), 32, masked(32, 64, 10)
+    yield "784-1024-1024-10", wide, 32, masked(32, 784, 10)
+    yield "784-1024-1024-10", wide, 256, masked(256, 784, 10)
     block = bh.skip(bh.chain(bh.layer_norm(), bh.dense(1024), bh.gelu(), bh.dense(256)))
     four = classifier(*[block] * 4, bh.dense(10))
-    yield "4 x 256-1024-256, 8 x 128", four, 128, masked(1024, 256, 10)
+    yield "4 x 256-1024-256", four, 128, masked(128, 256, 10)
     deep = classifier(bh.repeat(block, 4), bh.dense(10))
-    yield "the same by repeat, 8 x 128", deep, 128, masked(1024, 256, 10)
+    yield "4 x 256-1024-256 by repeat", deep, 128, masked(128, 256, 10)
+    convolutions = [layer for _ in range(2) for layer in (bh.conv(64, (3, 3)), bh.relu())]
+    images = classifier(*convolutions, bh.global_average_pool(), bh.dense(10))
+    yield "2 convolutions of 64", images, 4, reshaped(masked(4, 16 * 16 * 16, 10), 16, 16, 16)
+    recurrent = classifier(bh.lstm(256), bh.global_average_pool(), bh.dense(10))
+    yield "LSTM of 256, 32 steps", recurrent, 4, reshaped(masked(4, 32 * 64, 10), 32, 64)
+
+
+def reshaped(batch: Batch, *shape: int) -> Batch:
+    """The batch with each example's inputs in another shape."""
+    return {**batch, "inputs": batch["inputs"].reshape(-1, *shape)}
+
+
+def several(batch: Batch, micro_batches: int) -> Batch:
+    """As many micro-batches as one batch."""
+    return jax.tree.map(lambda x: jnp.concatenate([x] * micro_batches), batch)
 
 
 def cost() -> Iterator[Result]:
-    """8 micro-batches in one call, against 8 calls of the plain gradient of one."""
-    for setting, objective, size, batch in models():
-        params = objective.init(jax.random.key(0), batch)
-        part = jax.tree.map(lambda x, size=size: x[:size], batch)
+    """K micro-batches in one call, against K calls of the plain gradient of one."""
+    for name, objective, size, part in models():
+        params = objective.init(jax.random.key(0), part)
         evaluate = bh.value_and_grad(objective)
-        accumulated = bh.accumulate(evaluate, 8)
-        result = side_by_side(
-            "bh.accumulate",
-            setting,
-            "8 plain gradients",
-            lambda params, batch, _, run=accumulated: run(params, batch),
-            lambda params, _, part, run=evaluate: run(params, part),
-            params,
-            batch,
-            part,
-        )
-        one, each = result.milliseconds
-        yield dataclasses.replace(
-            result, milliseconds=(one, 8 * each), time_ratio=result.time_ratio / 8
-        )
+        for count in (7, 8):
+            accumulated = bh.accumulate(evaluate, count)
+            result = side_by_side(
+                "bh.accumulate",
+                f"{name}, {count} x {size}",
+                f"{count} plain gradients",
+                lambda params, batch, _, run=accumulated: run(params, batch),
+                lambda params, _, part, run=evaluate: run(params, part),
+                params,
+                several(part, count),
+                part,
+            )
+            one, each = result.milliseconds
+            yield dataclasses.replace(
+                result,
+                milliseconds=(one, count * each),
+                time_ratio=result.time_ratio / count,
+                time_low=result.time_low / count,
+                time_high=result.time_high / count,
+            )
 
 
-def step_memory(step: bh.training.TrainStep, state: bh.TrainState, batch: Batch) -> float:
-    return step.jitted.lower(state, batch).compile().memory_analysis().temp_size_in_bytes / 1e6
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Temporary memory of a step with AdamW, in MB.
+
+    Attributes:
+        setting: the model, and the size of a micro-batch.
+        gradient: what one gradient takes.
+        used: by the number of micro-batches.
+        above: what the most micro-batches take above one, in gradients.
+        floor: what the sums and one pass that makes next to no gradient take above one
+            micro-batch's step, in gradients: no order of work can avoid that, for the sums are
+            there while the activations of a later micro-batch are at their peak.
+    """
+
+    setting: str
+    gradient: float
+    used: dict[int, float]
+    above: float
+    floor: float
 
 
-def memory() -> Iterator[str]:
+def memory() -> Iterator[Memory]:
     """Temporary memory of a whole step against the number of micro-batches."""
-    yield "| step with AdamW | gradient, MB | K = 1 | 2 | 8 | 32 | above K = 1, in gradients |"
-    yield "|---|---|---|---|---|---|---|"
-    for setting, objective, size, batch in models():
-        params = objective.init(jax.random.key(0), batch)
+    for setting, objective, size, part in models():
+        params = objective.init(jax.random.key(0), part)
         gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6
         optimizer = optax.adamw(1e-3)
         state = bh.train_state(params, optimizer)
-        used = []
+        used = {}
         for micro_batches in (1, 2, 8, 32):
-            data = masked(size * micro_batches, batch["inputs"].shape[1], 10)
+            data = several(part, micro_batches)
             step = bh.train_step(objective, optimizer, accumulate=micro_batches)
-            used.append(step_memory(step, state, data))
-        figures = " | ".join(f"{megabytes:.2f}" for megabytes in (gradient, *used))
-        more = (used[-1] - used[0]) / gradient
-        yield f"| {setting.split(',')[0]}, {size} each | {figures} | **{more:.2f}** |"
+            used[micro_batches] = temporary(step.jitted.lower(state, data).compile()) / 1e6
+        lone = jax.jit(first_bias(objective)).lower(params, part).compile()
+        above, floor = (x - used[1] for x in (used[32], gradient + temporary(lone) / 1e6))
+        yield Memory(
+            f"{setting}, {size} each",
+            gradient,
+            used,
+            above / gradient,
+            max(0.0, floor / gradient),
+        )
+
+
+def first_bias(objective: bh.Objective) -> Callable[..., Any]:
+    """The smallest gradient of the first layer: all activations, and next to no gradient."""
+
+    def run(params: Any, batch: Batch) -> Any:
+        return min(jax.tree.leaves(bh.grad(objective)(params, batch)[0]), key=lambda g: g.size)
+
+    return run
+
+
+def memory_table(rows: list[Memory]) -> str:
+    lines = [
+        "| step with AdamW | gradient, MB | K = 1 | 2 | 8 | 32 | above K = 1, in gradients "
+        "| floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        figures = " | ".join(f"{megabytes:.2f}" for megabytes in (row.gradient, *row.used.values()))
+        lines.append(f"| {row.setting} | {figures} | **{row.above:.2f}** | {row.floor:.2f} |")
+    return "\n".join(lines)
 
 
 # Steps --------------------------------------------------------------------------------------------
@@ -254,8 +317,8 @@ def many_steps(steps: int = 50) -> Iterator[Result]:
     place = "64-64-10, batch 32, AdamW"
     once = runner(together, batches, 1)
     for against, other in ((f"{steps} calls", apart), (f"{steps} calls of plain JAX", plain)):
-        times, ratio = in_turns(once, runner(other, batch, steps), samples=9)
-        yield Result(f"{steps} steps in one call", place, against, times, ratio, (0, 0), 1.0)
+        timing = in_turns(once, runner(other, batch, steps), samples=9)
+        yield Result(f"{steps} steps in one call", place, against, *timing, (0, 0), 1.0)
 
 
 def updates() -> Iterator[Result]:
@@ -282,11 +345,12 @@ def updates() -> Iterator[Result]:
             jax.jit(side, donate_argnums=0).lower(params, batch).compile()
             for side in (on_the_way, afterwards)
         ]
-        mine, theirs = (side.memory_analysis().temp_size_in_bytes / 1e6 for side in sides)
-        times, ratio = in_turns(*(repeated(side, params, batch) for side in sides), samples=11)
+        mine, theirs = (temporary(side) for side in sides)
+        timing = in_turns(*(repeated(side, params, batch) for side in sides), samples=11)
         place = f"8 x 512-512 {name}, batch 32"
         what = "descent on the way back", place, "descent afterwards"
-        yield Result(*what, times, ratio, (mine, theirs), mine / theirs)
+        megabytes = mine / 1e6, theirs / 1e6
+        yield Result(*what, *timing, megabytes, memory_ratio(mine, theirs))
 
 
 def repeated(step: Callable[..., Any], params: Any, batch: Batch) -> Callable[[], Any]:
@@ -301,20 +365,72 @@ def repeated(step: Callable[..., Any], params: Any, batch: Batch) -> Callable[[]
     return run
 
 
+PAGE = """# What exact accumulation costs
+
+`python -m benchmarks.accumulation --markdown FILE` on {date}; ours : theirs, medians of
+interleaved samples; ratios below 1 are faster or leaner.
+
+{machine}
+
+## Against other ways to accumulate
+
+The same masked batch every way, the gradient's error against float64: the largest in a leaf, over
+its largest element. A mean of means is another gradient, not a rounded one.
+
+{exactness}
+
+## Against as many plain gradients
+
+{cost}
+
+## Temporary memory of a step
+
+What XLA allots beside arguments and results. It does not grow with K from 2 on. The floor is what
+the sums and the activations of one micro-batch take above a step without accumulation: where a
+model's gradients are applied one by one as they come, and never are whole, that is nearly all of
+a gradient, and half of one is out of reach. With automatic gradients under `repeat`, and with
+several objectives in one, a micro-batch's gradient is whole before it is added: one gradient
+above.
+
+{memory}
+
+## Many steps in one call
+
+{steps}
+
+## Updating while going back
+
+A collector that gives a layer's parameters their update as soon as its gradient is there, in the
+place of a gradient that is applied afterwards. It is no leaner: XLA applies an unrolled model's
+updates as they come by itself, and a scan over depth stacks new parameters as it would gradients.
+So the library has no such rule. Not measured on a GPU.
+
+{updates}
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
     arguments = parser.parse_args()
-    results = []
-    for group in (exactness, cost, many_steps, updates):
-        for result in group():
+    groups: dict[str, list[Result]] = {}
+    parts = {"exactness": exactness, "cost": cost, "steps": many_steps, "updates": updates}
+    for name, run in parts.items():
+        for result in run():
             print(table([result]).splitlines()[-1], flush=True)
-            results.append(result)
-    print(f"\n{table(results)}\n\n" + "\n".join(memory()) + f"\n\n{machine()}")
+            groups.setdefault(name, []).append(result)
+    sizes = list(memory())
+    print(memory_table(sizes))
+    if arguments.markdown:
+        tables = {name: table(results) for name, results in groups.items()}
+        page = PAGE.format(date=today(), machine=machine(), memory=memory_table(sizes), **tables)
+        arguments.markdown.write_text(page, encoding="utf-8")
     if arguments.json:
-        write(results, arguments.json)
+        results = [result for own in groups.values() for result in own]
+        write(results, arguments.json, memory=[dataclasses.asdict(row) for row in sizes])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import backhand as bh
-from benchmarks.measure import Result, machine, side_by_side, table, write
+from benchmarks.measure import Result, side_by_side
+from benchmarks.report import machine, table, write
 
 
 def classifier(*layers: bh.Layer) -> bh.Objective:

@@ -5,16 +5,28 @@ the figure is the median of their ratios.
 """
 
 import dataclasses
-import json
-import platform
+import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jaxlib
+
+
+class Timing(NamedTuple):
+    """Times of two functions in turns.
+
+    Attributes:
+        milliseconds: ours, and theirs: medians.
+        ratio: the median of ours / theirs over pairs of times.
+        low, high: the quartiles of ours / theirs: half of the pairs lie between them.
+    """
+
+    milliseconds: tuple[float, float]
+    ratio: float
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +39,9 @@ class Result:
         against: what it was measured against.
         milliseconds: ours, and theirs: medians.
         time_ratio: the median of ours / theirs.
+        time_low, time_high: the quartiles of ours / theirs.
         megabytes: temporary memory, ours and theirs, as XLA allots it.
-        memory_ratio: ours / theirs.
+        memory_ratio: ours / theirs; see `memory_ratio`.
         error: of the gradient against float64, relative, ours and theirs; None if not measured.
     """
 
@@ -37,8 +50,10 @@ class Result:
     against: str
     milliseconds: tuple[float, float]
     time_ratio: float
+    time_low: float
+    time_high: float
     megabytes: tuple[float, float]
-    memory_ratio: float
+    memory_ratio: float | None
     error: tuple[float, float] | None = None
 
 
@@ -62,17 +77,23 @@ def side_by_side(
         seconds: how long one time is taken over.
     """
     compiled = [jax.jit(f).lower(*arguments).compile() for f in (ours, theirs)]
-    memory = [c.memory_analysis().temp_size_in_bytes / 1e6 for c in compiled]
-    milliseconds, ratio = in_turns(*compiled, *arguments, samples=samples, seconds=seconds)
+    timing = in_turns(*compiled, *arguments, samples=samples, seconds=seconds)
+    mine, other = (temporary(c) for c in compiled)
     return Result(
-        name,
-        setting,
-        against,
-        milliseconds,
-        ratio,
-        (memory[0], memory[1]),
-        memory[0] / memory[1] if memory[1] else 1.0,
+        name, setting, against, *timing, (mine / 1e6, other / 1e6), memory_ratio(mine, other)
     )
+
+
+def temporary(compiled: Any) -> int:
+    """Bytes that XLA allots beside arguments and results."""
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def memory_ratio(ours: int, theirs: int) -> float | None:
+    """Ours / theirs, in bytes: 1 where both are below a kilobyte, None where only theirs is 0."""
+    if max(ours, theirs) < 1000:
+        return 1.0
+    return ours / theirs if theirs else None
 
 
 def in_turns(
@@ -81,17 +102,33 @@ def in_turns(
     *arguments: Any,
     samples: int = 15,
     seconds: float = 0.1,
-) -> tuple[tuple[float, float], float]:
-    """Median milliseconds of each of two functions, and the median of their ratios."""
+) -> Timing:
+    """Times two functions of `arguments` one right after the other, in turns.
+
+    What takes longer than `seconds` is called once a time, and then 7 pairs are enough.
+    """
     sides = (ours, theirs)
-    counts = [max(1, round(seconds / _seconds(side, arguments, 3))) for side in sides]
+    once = [_warm_seconds(side, arguments) for side in sides]
+    counts = [max(1, round(seconds / own)) for own in once]
+    if min(once) > seconds:
+        samples = min(samples, 7)
     pairs = []
     for sample in range(samples):
         order = (0, 1) if sample % 2 == 0 else (1, 0)
         times = {side: _seconds(sides[side], arguments, counts[side]) for side in order}
         pairs.append((times[0], times[1]))
     medians = [1e3 * statistics.median(pair[side] for pair in pairs) for side in (0, 1)]
-    return (medians[0], medians[1]), statistics.median(a / b for a, b in pairs)
+    ratios = [a / b for a, b in pairs]
+    quartiles = statistics.quantiles(ratios, method="inclusive") if samples > 1 else ratios * 3
+    low, middle, high = quartiles
+    return Timing((medians[0], medians[1]), middle, low, high)
+
+
+def _warm_seconds(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    """Seconds for one call, after one that is not counted; over 3 where they are short."""
+    _seconds(function, arguments, 1)
+    once = _seconds(function, arguments, 1)
+    return once if once > 0.1 else _seconds(function, arguments, 3)
 
 
 def _seconds(function: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> float:
@@ -103,40 +140,6 @@ def _seconds(function: Callable[..., Any], arguments: tuple[Any, ...], count: in
     return (time.perf_counter() - start) / count
 
 
-def table(results: list[Result]) -> str:
-    """A Markdown table, losing rows included; with errors where any were measured."""
-    errors = any(r.error is not None for r in results)
-    lines = [
-        f"| what | setting | against | ms | time | MB | memory |{' error |' if errors else ''}",
-        f"|---|---|---|---|---|---|---|{'---|' if errors else ''}",
-    ]
-    for r in results:
-        error = "" if r.error is None else f" {r.error[0]:.1e} : {r.error[1]:.1e}"
-        lines.append(
-            f"| {r.name} | {r.setting} | {r.against} "
-            f"| {r.milliseconds[0]:.2f} : {r.milliseconds[1]:.2f} | **{r.time_ratio:.2f}** "
-            f"| {r.megabytes[0]:.1f} : {r.megabytes[1]:.1f} | **{r.memory_ratio:.2f}** |"
-            f"{error + ' |' if errors else ''}"
-        )
-    return "\n".join(lines)
-
-
-def machine() -> str:
-    """Where and with what the figures were measured."""
-    device = jax.devices()[0]
-    return (
-        f"{device.platform} ({platform.machine()}, {len(_cores())} cores), Python "
-        f"{platform.python_version()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}"
-    )
-
-
-def _cores() -> set[int]:
-    import os
-
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(1))
-
-
-def write(results: list[Result], path: Path) -> None:
-    """The results as JSON."""
-    rows = [dataclasses.asdict(result) for result in results]
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

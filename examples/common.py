@@ -6,9 +6,11 @@ import functools
 import json
 import math
 import os
+import statistics
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +31,8 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         description: the example's docstring.
-        optimizers: the names that `--optimizer` takes.
+        optimizers: the names that `--optimizer` takes; empty for a trainer of another library,
+            which has no choice of gradients and micro-batches either.
         defaults: `steps`, `batch_size`, `learning_rate` and `optimizer`.
     """
 
@@ -44,14 +47,15 @@ class Parser(argparse.ArgumentParser):
         add("--steps", type=int, help=f"updates to make ({shown['steps']})")
         add("--batch-size", type=int, help=f"examples in a batch ({shown['batch_size']})")
         add("--learning-rate", type=float, help=f"its largest value ({shown['learning_rate']})")
-        add("--accumulate", type=int, default=1, help="micro-batches in a batch (default: 1)")
-        add(
-            "--gradients",
-            choices=("manual", "automatic"),
-            default="manual",
-            help="hand-written, or by jax.grad (default: manual)",
-        )
-        add("--optimizer", choices=sorted(optimizers), help=f"the rule ({shown['optimizer']})")
+        if optimizers:
+            add("--accumulate", type=int, default=1, help="micro-batches in a batch (default: 1)")
+            add(
+                "--gradients",
+                choices=("manual", "automatic"),
+                default="manual",
+                help="hand-written, or by jax.grad (default: manual)",
+            )
+            add("--optimizer", choices=sorted(optimizers), help=f"the rule ({shown['optimizer']})")
         add("--seed", type=int, default=0, help="of the split, the start, the order (default: 0)")
         add("--json", type=Path, metavar="FILE", help="where to write the metrics")
         self.set_defaults(**defaults)
@@ -65,7 +69,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"--batch-size must be 1 or more, got {args.batch_size}")
         if not 0 < args.learning_rate < math.inf:
             self.error(f"--learning-rate must be finite and above 0, got {args.learning_rate}")
-        if args.accumulate < 1 or args.batch_size % args.accumulate:
+        if "accumulate" in args and (args.accumulate < 1 or args.batch_size % args.accumulate):
             self.error(
                 f"--accumulate must be a divisor of the batch size {args.batch_size}, "
                 f"got {args.accumulate}"
@@ -113,6 +117,42 @@ def progress(steps: int) -> Any:
             'the progress bar needs tqdm; install it with: pip install "backhand[examples]"'
         ) from error
     return tqdm(range(steps), unit="step", disable=not sys.stderr.isatty())
+
+
+def side_by_side(
+    steps: Mapping[str, Callable[[Mapping[str, Any]], Any]],
+    batches: Sequence[Mapping[str, Any]],
+    count: int,
+) -> dict[str, float]:
+    """Trains two models on the same batches, a step of each in turn, and prints their losses.
+
+    Args:
+        steps: by name, a function that makes one update from a batch and gives its loss.
+        batches: one for each step.
+        count: how many steps to make.
+
+    Returns:
+        The two last losses, the largest difference of the two at any step over the first loss, and
+        the time of a step of the second over that of the first, as a median.
+    """
+    names = list(steps)
+    losses: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    print(f"{'step':>6}" + "".join(f"{name:>24}" for name in names))
+    for i in progress(count):
+        for name in names:
+            begin = time.perf_counter()
+            losses[name].append(float(steps[name](batches[i])))
+            times[name].append(time.perf_counter() - begin)
+        if i % max(1, count // 10) == 0 or i == count - 1:
+            print(f"{i:>6}" + "".join(f"{losses[name][-1]:>24.6f}" for name in names))
+    pairs = list(zip(*losses.values(), strict=True))
+    apart = max(abs(a - b) for a, b in pairs) / pairs[0][0]
+    first, second = (statistics.median(times[name][1:] or times[name]) for name in names)
+    print(f"\nThe losses are never further apart than {apart:.1e} of the first one;")
+    print(f"a step with three ops swapped takes {second / first:.2f} of the other's time.")
+    found = dict(zip(("loss", "loss_swapped"), pairs[-1], strict=True))
+    return {**found, "largest_difference": apart, "time_ratio": second / first}
 
 
 def write_metrics(path: Path | None, metrics: Mapping[str, float]) -> None:

@@ -133,7 +133,8 @@ def assert_gradient_and_norms(objective, params, batch, depth=0, rtol=1e-12):
 
         def loss(params, example):
             one = jax.tree.map(lambda leaf: leaf[None], example)
-            return objective.forward(params, one)[0].total / weight
+            terms = jax.tree.map(jnp.divide, objective.forward(params, one)[0].total, weight)
+            return sum(jax.tree.leaves(terms))
 
         each = jax.vmap(jax.grad(loss), (None, 0))(params, batch)
         norms = jax.tree.map(

@@ -234,6 +234,45 @@ def test_a_function_of_any_library_is_accumulated(x64):
     assert_close(window.take(added(window, params, cut(data, 5)))[0], truth)
 
 
+@pytest.mark.parametrize("nonfinite", ["keep", "drop"])
+def test_each_term_of_a_loss_is_divided_by_the_weight_of_the_window(x64, nonfinite):
+    other = bh.objective(MODEL, bh.losses.softmax_cross_entropy.bind(label_smoothing=0.1))
+    both = bh.value_and_grad(bh.combine({"a": OBJECTIVE, "b": other}, {"a": 1.0, "b": 0.5}))
+    params, data = parameters(), batch()
+    window = bh.accumulator(both, 3, nonfinite=nonfinite)
+    sums = added(window, params, cut(data, 5, 6))
+    assert_close(window.take(sums)[0], jax.jit(both)(params, data))
+    assert_close(window.measured(sums), both.objective.forward(params, data)[0].measured())
+
+
+def test_metrics_of_low_precision_are_summed_in_float32():
+    """A bfloat16 count stops at 256."""
+    counted = {"seen": lambda p, t, w=None: bh.metrics.Sum(jnp.asarray(len(t), jnp.bfloat16))}
+    objective = bh.objective(MODEL, bh.losses.softmax_cross_entropy, metrics=counted)
+    window = bh.accumulator(bh.value_and_grad(objective), 300)
+    part = jax.tree.map(lambda leaf: leaf[:2], batch())
+    sums = added(window, parameters(), [part] * 300)
+    assert float(window.measured(sums)["seen"]) == 600
+    many = jax.tree.map(lambda leaf: jnp.tile(leaf, (75, *[1] * (leaf.ndim - 1))), batch())
+    terms, _ = bh.accumulate(bh.value_and_grad(objective), 300).evaluate(parameters(), many)
+    assert float(terms.measured()["seen"]) == 600
+
+
+@pytest.mark.parametrize("nonfinite", ["keep", "drop"])
+def test_adding_takes_no_second_gradient(nonfinite):
+    wide = bh.objective(
+        bh.chain(bh.dense(256), bh.relu(), bh.dense(256), bh.relu(), bh.dense(3)),
+        bh.losses.softmax_cross_entropy,
+    )
+    data = jax.tree.map(lambda leaf: leaf[:4], batch())
+    params = wide.init(jax.random.key(0), data)
+    window = bh.accumulator(bh.value_and_grad(wide), 4, nonfinite=nonfinite)
+    sums = window.init(params, data)
+    gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    compiled = jax.jit(window.add, donate_argnums=0).lower(sums, params, data).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < gradient / 2
+
+
 def test_a_micro_batch_may_come_from_the_host():
     params, parts = parameters(), cut(batch(), 4)
     window = bh.accumulator(EVALUATION, 2)
@@ -253,9 +292,6 @@ def test_what_cannot_be_accumulated_is_refused(unchecked):
         bh.accumulator(EVALUATION, 2, weight=lambda part: 1.0)
     with pytest.raises(ValueError, match="norms: what has a batch axis does not add up"):
         bh.accumulator(bh.value_and_collect(OBJECTIVE, norms=bh.square_norms), 2)
-    two = bh.combine({"a": OBJECTIVE, "b": OBJECTIVE}, {"a": 1.0, "b": 1.0})
-    with pytest.raises(ValueError, match="a loss of one term; use bh"):
-        bh.accumulator(bh.value_and_grad(two), 2).init(params, data)
     window = bh.accumulator(EVALUATION, 2)
     sums = window.init(params, data)
     with pytest.raises(ValueError, match=r"weights must be 0 or more, got -1\.0 at"):

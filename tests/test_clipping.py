@@ -158,16 +158,29 @@ def test_low_precision_activations_are_clipped_in_float32():
         assert np.abs(ours - right).max() < 0.05 * np.abs(right).max()
 
 
-def summed_dense():
+def summed_dense(transposed=False):
     """A dense layer whose rule sums over the batch itself."""
 
     def forward(params, x):
-        return x @ params, x
+        return x @ params, x.T if transposed else x
 
     def backward(params, x, dy):
+        x = x.T if transposed else x
         return x.T @ dy, dy @ params.T
 
-    return bh.layer("summed", lambda key, x: jnp.zeros((x.shape[-1], 3)), forward, backward)
+    return bh.layer("summed", lambda key, x: jnp.zeros((x.shape[-1], 4)), forward, backward)
+
+
+@pytest.mark.filterwarnings("ignore:a rule gives summed arrays")
+def test_a_rule_that_sums_is_clipped_one_example_at_a_time(x64):
+    model = bh.chain(bh.repeat(summed_dense(), 2), bh.layers.standardized(bh.dense(3)))
+    objective = bh.objective(model, bh.losses.softmax_cross_entropy)
+    data = classification()
+    params = start(objective, data)
+    norm = float(jnp.median(jax.vmap(optax.tree.norm)(each_gradient(objective, params, data))))
+    ours = clipped(objective, params, data, norm, 3)
+    assert_close(ours[:2], clipped_by_vmap(objective, params, data, norm)[:2])
+    assert 0 < float(ours[2]) < 1
 
 
 def test_what_cannot_be_clipped_is_refused():
@@ -177,6 +190,6 @@ def test_what_cannot_be_clipped_is_refused():
     two = bh.combine({"a": OBJECTIVE, "b": OBJECTIVE}, {"a": 1.0, "b": 1.0})
     with pytest.raises(ValueError, match="over several objectives must add up"):
         bh.value_and_clipped_grad(two, 1.0)(start(two, data), data)
-    plain = bh.objective(summed_dense(), bh.losses.softmax_cross_entropy)
-    with pytest.raises(TypeError, match="need contributions with a batch axis"):
+    plain = bh.objective(summed_dense(transposed=True), bh.losses.softmax_cross_entropy)
+    with pytest.raises(ValueError, match="residuals that all have the batch as their first axis"):
         bh.value_and_clipped_grad(plain, 1.0)(start(plain, data), data)

@@ -145,7 +145,7 @@ def test_a_rule_that_sums_is_run_one_example_at_a_time_and_says_so(x64):
         params = {"w": normal(2, 4, 3)}
         collect = bh.value_and_collect(objective, norms=bh.square_norms)
         if results:
-            with pytest.warns(UserWarning, match="one example at a time; return Outer, Total or"):
+            with pytest.warns(UserWarning, match="one example at a time; return Outer, Total,"):
                 results.append(collect(params, batch)[1])
         else:
             results.append(collect(params, batch)[1])

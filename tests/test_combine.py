@@ -140,6 +140,10 @@ def test_what_cannot_be_combined_is_refused():
         bh.combine({"a": SQUARED}, {"b": 1.0})
     with pytest.raises(ValueError, match=r"by the same names; got \[\] and \[\]"):
         bh.combine({}, {})
+    with pytest.raises(ValueError, match="may be named 'loss', which a training step reports"):
+        bh.combine({"loss": SQUARED}, {"loss": 1.0})
+    with pytest.raises(ValueError, match="names without '/', which joins metrics; got 'a/b'"):
+        bh.combine({"a/b": SQUARED}, {"a/b": 1.0})
     both = bh.combine({"l2": SQUARED, "l1": ABSOLUTE}, {"l2": 1.0, "l1": 0.1})
     data = regression()
     params = start(both, data)

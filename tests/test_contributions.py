@@ -1,5 +1,7 @@
 """Sums and inner products of contributions are those of explicit per-example gradients."""
 
+import dataclasses
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 import backhand as bh
-from backhand.contributions import inner_products, map_owners, total
+from backhand.contributions import inner_products, map_owners, scaled, total
 from tests.support import assert_close, labels, normal
 
 B, I, O = 4, 3, 2  # noqa: E741
@@ -38,6 +40,17 @@ def outer(seed, *time):
 
 def rows(seed, *time):
     return bh.Rows(labels(seed, I, B, *time), normal(seed + 1, B, *time, O))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Windows of a kernel of one over one spatial axis: the weight (1, I, O) of a linear map."""
+
+    rank: int = 1
+
+    def __call__(self, x, dy, kernel):
+        assert x.ndim == dy.ndim == 3
+        return jnp.einsum("bti,bto->io", x, dy)[None]
 
 
 CONTRIBUTIONS = {
@@ -71,6 +84,22 @@ def test_sums_and_norms_are_those_of_each_examples_gradient(x64, name):
         )(stacked)
         assert (sums.shape, norms.shape) == ((2, I, O), (2, B))
         assert_close((sums[0], norms[0]), found)
+
+
+def test_windows_are_summed_by_their_product_whatever_axes_are_in_front(x64):
+    c, param = outer(0, 5), jnp.zeros((1, I, O))
+    windows, each = bh.Windows(c.x, c.dy, Pairs()), explicit(c, jnp.zeros((I, O)))
+    found = total(windows, param), inner_products(windows, windows, param)
+    expected = jnp.asarray(each.sum(0)[None]), jnp.asarray((each**2).sum((1, 2)))
+    assert_close(found, expected)
+    in_two = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), windows)
+    assert_close(in_two.sum(param), expected[0])
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), windows)
+    deep = jnp.zeros((2, 1, I, O))
+    assert_close(total(stacked, deep)[1], 4 * expected[0])
+    assert_close(inner_products(stacked, stacked, deep)[1], 16 * expected[1])
+    twice = scaled(windows, jnp.full(B, 2.0), param)
+    assert_close(total(twice, param), 2 * expected[0])
 
 
 @given(st.sampled_from(["", "in time"]), st.integers(0, 3))
@@ -140,5 +169,7 @@ def test_contributions_that_do_not_fit_are_refused(unchecked, nothing_compiles):
         with pytest.raises(ValueError, match=r"the shape of its primal \(3, 3\), got \(3, 2\)"):
             jax.eval_shape(total, bh.Outer(x, shape((B, O), "float32")), param)
         for wrong in (x, None):
-            with pytest.raises(TypeError, match=r"batch axis \(Outer, Total or Rows\), got"):
+            with pytest.raises(
+                TypeError, match=r"batch axis \(Outer, Total, Rows or Windows\), got"
+            ):
                 jax.eval_shape(lambda c: inner_products(c, c, param), wrong)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import backhand as bh
@@ -82,11 +83,11 @@ def test_evaluation_needs_no_key_and_drops_nothing(x64):
 def test_a_metric_reports_and_changes_no_gradient(x64):
     batch = classes()
     params = made(OBJECTIVE, batch)
-    metrics = {"loss": LOSS, "accuracy": bh.metrics.accuracy}
+    metrics = {"same": LOSS, "accuracy": bh.metrics.accuracy}
     terms, collected = bh.value_and_grad(bh.objective(MODEL, LOSS, metrics=metrics)).evaluate(
         params, batch
     )
-    assert_close(terms.measured()["loss"], OBJECTIVE(params, batch))
+    assert_close(terms.measured()["same"], OBJECTIVE(params, batch))
     assert_close(collected["gradients"], bh.grad(OBJECTIVE)(params, batch))
 
 
@@ -127,49 +128,6 @@ def test_what_a_model_uses_comes_from_the_batch(x64):
     assert plain(params, cut) != objective(params, classes(source_mask=mask))
     everything = classes(source_mask=jnp.ones((6, 4), bool)) | {"inputs": cut["inputs"]}
     assert objective(params, everything) == objective(params, classes(source_mask=mask))
-
-
-# differentiable -----------------------------------------------------------------------------------
-
-
-def wrong_by(factor):
-    def forward(params, x):
-        return params["s"][None] * x, x
-
-    def rule(params, x, dy):
-        return {"s": factor * jnp.sum(dy * x, 0)}, factor * params["s"][None] * dy
-
-    return bh.layer("scale", lambda key, x: {"s": jnp.ones(x.shape[-1])}, forward, rule)
-
-
-def test_jax_grad_runs_the_hand_written_rule(x64):
-    params, x = {"s": jnp.asarray([2.0, 3.0])}, normal(0, 4, 2)
-    for factor in (1, -7):
-        f = bh.differentiable(bh.chain(wrong_by(factor), bh.tanh()))
-        plain = bh.chain(wrong_by(factor), bh.tanh())
-        ours = jax.grad(lambda *args, f=f: jnp.sum(f(*args) ** 2), (0, 1))((params, ()), x)
-        truth = jax.grad(lambda *args, f=plain: jnp.sum(f(*args) ** 2), (0, 1))((params, ()), x)
-        assert_close(ours, jax.tree.map(lambda leaf, k=factor: k * leaf, truth))
-
-
-def test_a_differentiable_layer_goes_through_transformations(x64):
-    layer = bh.chain(side_model(), bh.dropout(0.5), bh.tanh())
-    x, mask = normal(0, 6, 4), normal(5, 6, 4) > 0
-    params = spread(jax.jit(lambda key: layer.init(key, x, source_mask=mask))(jax.random.key(0)))
-    f = bh.differentiable(layer)
-
-    def loss(function, params, x):
-        y = function(params, x, source_mask=mask, training=True, key=jax.random.key(2))
-        return jnp.sum(y**2)
-
-    def derivatives(function):
-        first = jax.grad(lambda *args: loss(function, *args), (0, 1))
-        each = jax.vmap(lambda s: first(params, s * x))(jnp.asarray([1.0, 2.0]))
-        second = jax.grad(lambda x: jnp.sum(jnp.sin(first(params, x)[1])))(x)
-        return first(params, x), each, second
-
-    ours, truth = jax.jit(lambda: (derivatives(f), derivatives(layer)))()
-    assert_close(ours, truth)
 
 
 # Bad input ----------------------------------------------------------------------------------------
@@ -303,3 +261,75 @@ def test_automatic_gradients_refuse_labels_out_of_range_too(nothing_compiles):
     wrong = {**batch, "targets": batch["targets"] + 3}
     with nothing_compiles(), pytest.raises(ValueError, match=r"labels must lie in \[0, 3\)"):
         jax.value_and_grad(objective)(params, wrong)
+
+
+def reader(vocabulary=5):
+    """Reads ids of its batch in places of different depth, and lengths by name."""
+    tokens = bh.embedding(vocabulary, 4)
+    pick = bh.Layer(
+        "pick",
+        lambda key, x: tokens.init(key, x["source"]),
+        lambda params, x: tokens.forward(params, x["source"]),
+        lambda params, ids, dy, collect: tokens.backward(params, ids, dy, collect),
+    )
+    body = bh.repeat(bh.skip(bh.rename(bh.lstm(4), lengths="source_lengths")), 2)
+    model = bh.chain(tokens=pick, body=body, logits=bh.unembedding(vocabulary))
+    return bh.share(model, {"logits/table": "tokens/table"})
+
+
+IDS = np.asarray([[0, 4, -5], [1, 2, 3]], np.int32)
+READ = {
+    "inputs": {"source": IDS, "unread": IDS + 90},
+    "targets": np.maximum(IDS, 0),
+    "source_lengths": np.asarray([3, 0], np.int32),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"inputs": {"source": IDS + 1, "unread": IDS}},
+            r"embedding needs ids from -5 to 4, for a table of 5 rows; got 5 at \[0, 1\]",
+        ),
+        ({"source_lengths": np.asarray([2, 9], np.int32)}, r"from 0 to 3, the .*; got 9 at \[1\]"),
+        ({"source_lengths": np.asarray([-1, 2], np.int32)}, r"lstm needs lengths .* got -1 at"),
+    ],
+)
+def test_ids_and_lengths_that_a_model_reads_are_checked_before_anything_compiles(
+    nothing_compiles, change, message
+):
+    objective = bh.objective(reader(), LOSS)
+    params = objective.init(jax.random.key(0), READ)
+    optimizer = optax.sgd(0.1)
+    state, step = bh.train_state(params, optimizer), bh.train_step(objective, optimizer)
+    wrong, evaluate = READ | change, bh.value_and_grad(objective)
+    for run in (
+        lambda: bh.objective(reader(), LOSS).init(jax.random.key(0), wrong),
+        lambda: evaluate(params, wrong),
+        lambda: jax.grad(objective)(params, wrong),
+        lambda: jax.jit(lambda params: evaluate(params, wrong))(params),
+        lambda: step(state, wrong),
+    ):
+        with nothing_compiles(), pytest.raises(ValueError, match=message):
+            run()
+    assert np.isfinite(evaluate(params, READ)[0])
+    with nothing_compiles(), pytest.raises(ValueError, match=message):  # shapes known by now
+        evaluate(params, wrong)
+
+
+def test_branches_that_read_the_same_ids_have_bounds_of_their_own(nothing_compiles):
+    branches = bh.parallel(bh.embedding(9, 3), bh.chain(bh.embedding(7, 3), bh.tanh()))
+    model = bh.chain(bh.add(*branches.parts.values()), bh.dense(3))
+    batch = {"inputs": np.asarray([6, 7]), "targets": np.asarray([0, 1])}
+    with nothing_compiles(), pytest.raises(ValueError, match="table of 7 rows; got 7 at"):
+        bh.objective(model, LOSS).init(jax.random.key(0), batch)
+
+
+def test_a_step_does_not_wait_for_ids_on_the_device(monkeypatch):
+    objective, optimizer = bh.objective(reader(), LOSS), optax.sgd(0.1)
+    batch = jax.tree.map(jnp.asarray, READ)
+    state = bh.train_state(objective.init(jax.random.key(0), batch), optimizer)
+    step = bh.train_step(objective, optimizer)
+    monkeypatch.setattr("backhand.bounds.Bounds.check", lambda *args: pytest.fail("looked"))
+    step(state, batch)

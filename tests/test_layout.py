@@ -16,15 +16,21 @@ MAXIMUM_LINES = 400
 # directly under src/backhand. Arrows point strictly downwards.
 ALLOWED: dict[str, set[str]] = {
     "arrays": set(),
+    "bounds": set(),
     "contributions": {"arrays"},
     "visit": {"arrays", "contributions"},
     "protocol": {"arrays", "contributions", "visit"},
-    "ops": {"arrays", "contributions", "protocol", "visit"},
+    "ops": {"arrays", "bounds", "contributions", "protocol", "visit"},
     "losses": {"arrays", "contributions", "ops", "protocol", "visit"},
-    "metrics": {"arrays"},
+    "metrics": {"arrays", "losses"},
     "layers": {"arrays", "contributions", "ops", "protocol", "visit"},
     "combinators": {"arrays", "contributions", "protocol", "visit"},
-    "gradients": {"arrays", "contributions", "metrics", "protocol", "visit"},
+    "gradients": {"arrays", "bounds", "contributions", "metrics", "protocol", "visit"},
+    "differentiable": {"protocol", "visit"},
+    "blocks": {"arrays", "contributions"},
+    "waiting": {"arrays", "blocks", "contributions", "visit"},
+    "micro_batches": {"arrays", "blocks", "contributions", "visit", "waiting"},
+    "foreign": {"arrays", "gradients", "metrics", "micro_batches", "protocol", "visit"},
     "collectors": {"arrays", "contributions", "protocol", "visit"},
     "catalogue": {
         "arrays",
@@ -42,22 +48,45 @@ ALLOWED: dict[str, set[str]] = {
         "collectors",
         "combinators",
         "contributions",
+        "differentiable",
         "gradients",
         "protocol",
         "visit",
     },
-    "accumulator": {"accumulate", "arrays", "gradients", "metrics", "protocol", "visit"},
+    "accumulator": {
+        "accumulate",
+        "arrays",
+        "foreign",
+        "gradients",
+        "metrics",
+        "micro_batches",
+        "protocol",
+        "visit",
+        "waiting",
+    },
     "combine": {"gradients", "metrics", "protocol", "visit"},
+    "linear_cross_entropy_objective": {
+        "arrays",
+        "combinators",
+        "contributions",
+        "gradients",
+        "losses",
+        "ops",
+        "protocol",
+        "visit",
+    },
     "testing": set(),
     "clipping": {"arrays", "collectors", "contributions", "gradients", "metrics", "visit"},
     "accumulate": {
         "arrays",
-        "collectors",
         "contributions",
+        "foreign",
         "gradients",
         "metrics",
+        "micro_batches",
         "protocol",
         "visit",
+        "waiting",
     },
     "training": {
         "accumulate",
@@ -66,6 +95,8 @@ ALLOWED: dict[str, set[str]] = {
         "collectors",
         "contributions",
         "gradients",
+        "metrics",
+        "micro_batches",
         "protocol",
         "visit",
     },
@@ -74,7 +105,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # These may import every part, and the public names of `backhand` itself.
-IMPORT_EVERYTHING = {"cli", "plots"}
+IMPORT_EVERYTHING = {"__main__", "cli", "plots"}
 
 # What is installed with the package. Everything else is optional: imported where it is used.
 ARRAY_LIBRARIES = {"chex", "jax", "jaxlib"}

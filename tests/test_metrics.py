@@ -39,6 +39,13 @@ def test_parts_combine_to_the_whole(reduce):
     assert combined == {Mean: 8 / 5, Sum: 8, Max: 5, Last: 2}[reduce]
 
 
+def test_the_last_may_be_a_tree():
+    state = (jnp.asarray([1.0, 2.0]), {"c": jnp.asarray([3, 4])})
+    assert Last(state).combine().value() == (2, {"c": 4})
+    assert Last(state).combine(jnp.asarray([True, False])).value() == (1, {"c": 3})
+    assert bh.metrics.state((jnp.ones(2), state), None).value() is state
+
+
 def test_a_loss_is_a_metric_too():
     metric = reduction(bh.losses.mean_squared_error(jnp.asarray([1.0, 3.0]), jnp.zeros(2)))
     assert metric.value() == 5
@@ -57,4 +64,14 @@ def test_what_a_metric_may_not_give_is_refused(unchecked, nothing_compiles):
         with pytest.raises(ValueError, match=r"weights whose shape begins as .* got \(4, 2\)"):
             jax.eval_shape(
                 bh.metrics.accuracy, logits, jax.ShapeDtypeStruct((4,), "int32"), weights
+            )
+
+
+def test_names_that_a_training_step_reports_are_taken():
+    for name in ("loss", "gradient_norm", "dropped"):
+        with pytest.raises(
+            ValueError, match=f"may be named '{name}'.*reserved are clipped, dropped"
+        ):
+            bh.objective(
+                bh.dense(3), bh.losses.softmax_cross_entropy, metrics={name: bh.metrics.accuracy}
             )

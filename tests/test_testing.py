@@ -95,6 +95,30 @@ def test_a_difference_below_the_tolerance_passes():
         bh.testing.assert_accumulation_exact(rounded, jnp.ones(3), rtol=1e-7)
 
 
-def test_one_split_has_nothing_to_be_compared_with():
-    with pytest.raises(ValueError, match="two or more; got"):
-        bh.testing.assert_accumulation_exact(ours, masked(), splits=[4])
+@pytest.mark.parametrize("splits", [[4], [2, 2]])
+def test_one_split_has_nothing_to_be_compared_with(splits):
+    with pytest.raises(ValueError, match=r"two or more different splits, got \["):
+        bh.testing.assert_accumulation_exact(ours, masked(), splits=splits)
+
+
+def test_what_is_zero_but_for_rounding_has_no_relative_error():
+    """The bias of an attention's keys has a gradient of zero: the softmax does not see it."""
+    attention = bh.objective(
+        bh.chain(bh.multi_head_attention(1), bh.dense(3)), bh.losses.softmax_cross_entropy
+    )
+    weights = jnp.asarray([1, 0, 2, 0.5, 0, 1, 3, 1])
+    batch = {"inputs": normal(0, 8, 6, 5), "targets": labels(1, 3, 8, 6), "weights": weights}
+    params = attention.init(jax.random.key(0), batch)
+
+    def step(batch, micro_batches):
+        return jax.jit(bh.accumulate(bh.value_and_grad(attention), micro_batches))(params, batch)
+
+    bh.testing.assert_accumulation_exact(step, batch)
+
+
+def test_a_difference_in_a_small_leaf_is_caught():
+    def step(batch, micro_batches):
+        return {"large": jnp.ones(3), "small": 1e-4 * batch * (1 + 0.1 * (micro_batches > 1))}
+
+    with pytest.raises(AssertionError, match=r"change small by 0\.1 of"):
+        bh.testing.assert_accumulation_exact(step, jnp.ones(3))

@@ -7,21 +7,33 @@ that it has in the whole batch: then whatever is collected, not only gradients, 
 """
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
-from backhand.arrays import accumulation_dtype, inverse, is_floating
-from backhand.gradients import Batch, Evaluation, Objective, Terms
+from backhand.arrays import inverse
+from backhand.contributions import map_owners
+from backhand.foreign import of_sums
+from backhand.gradients import Batch, Evaluate, Evaluation, Objective, Terms
 from backhand.metrics import Sum
+from backhand.micro_batches import Micro, columns, joined, like_given, over, stacked
 from backhand.protocol import split_key
-from backhand.visit import Params, PyTree
+from backhand.visit import Collector, Params, PyTree, gradients
+from backhand.waiting import (
+    adding,
+    by_identity,
+    grouping,
+    marked,
+    unsummed,
+    with_products,
+    without_waiting,
+)
 
 Nonfinite: TypeAlias = Literal["keep", "drop"]
 
@@ -30,7 +42,7 @@ def accumulate(
     function: Evaluation | Callable[..., Any],
     micro_batches: int,
     *,
-    weight: Callable[[Batch], Array] | None = None,
+    weight: Callable[[PyTree], Array] | None = None,
     dtype: DTypeLike = jnp.float32,
     nonfinite: Nonfinite = "keep",
 ) -> Any:
@@ -44,24 +56,27 @@ def accumulate(
     Args:
         function: what `bh.value_and_grad` or `bh.value_and_collect` gives; or any function
             `(params, batch, ...) -> ((sum, weight), gradient of the sum)`, of any library.
-        micro_batches: K. An evaluation's batch that K does not divide is filled up with examples of
-            weight 0, which still take part in a batch norm's statistics; another function's must
-            divide.
+        micro_batches: K. Of B examples the first B mod K micro-batches hold one more than the
+            others; where B < K there are B of them.
         weight: for a function that gives `(mean, gradient of the mean)`: from a micro-batch, the
-            weight of its mean. A mean alone cannot be accumulated exactly.
+            weight of its mean. A mean alone cannot be accumulated exactly. Where the weight is 0
+            the mean is not looked at. A negative weight counts as it is, here and in a pair: sums
+            are divided by the sum of the weights.
         dtype: what sums run in, at least; float64 sums stay float64.
-        nonfinite: "drop" leaves out a micro-batch whose loss or gradient has a NaN or Inf, with its
-            weight and metrics; their number is the metric "dropped" (for another function, it is
-            only left out). "keep" lets it through.
+        nonfinite: "drop" leaves out a micro-batch whose loss, weight or gradient has a NaN or Inf,
+            with its weight and metrics; their number is the metric "dropped". Of a loss of several
+            terms it takes a reverse pass for each. "keep" lets it through.
 
     Returns:
         An evaluation for an evaluation; else a function `(params, batch, *, key=None, ...) ->
-        (mean, gradient)`, to be jitted with what surrounds it. A `key` is split.
+        (mean, gradient)`, to be jitted with what surrounds it. A `key` is split. Both have
+        `evaluate`, of the same arguments, which gives the metrics too: `terms, gradient =
+        accumulated.evaluate(params, batch)`, then `terms.measured()["dropped"]`.
 
     Raises:
         TypeError: for something that cannot be called.
-        ValueError: if K < 1; when called, for a batch that does not divide, or for "drop" with a
-            loss of several terms.
+        ValueError: if K < 1, or `dtype` is not a floating-point one; when called, for arrays of
+            different lengths, or for "drop" with what is not known to follow the error.
 
     Example:
         >>> import backhand as bh
@@ -70,9 +85,10 @@ def accumulate(
         >>> params = loss.init(jax.random.key(0), batch)
         >>> value, grads = bh.accumulate(bh.value_and_grad(loss), 2)(params, batch)
     """
-    check_settings("accumulate", function, micro_batches, weight, nonfinite)
+    check_settings("accumulate", function, micro_batches, weight, dtype, nonfinite)
     if not isinstance(function, Evaluation):
-        return _of_sums(function, micro_batches, weight, dtype, nonfinite)
+        drop = nonfinite == "drop"
+        return of_sums(function, micro_batches, weight, dtype, drop)
     if micro_batches == 1 and nonfinite == "keep":
         return function
     return _of_evaluation(function, micro_batches, dtype, nonfinite)
@@ -82,14 +98,15 @@ def check_settings(
     name: str,
     function: Any,
     micro_batches: int,
-    weight: Callable[[Batch], Array] | None,
+    weight: Callable[[PyTree], Array] | None,
+    dtype: DTypeLike,
     nonfinite: str,
 ) -> None:
     """Refuses what cannot be accumulated.
 
     Raises:
         TypeError: for something that cannot be called, or a weight beside an evaluation.
-        ValueError: for less than 1 micro-batch, or an unknown choice.
+        ValueError: for less than 1 micro-batch, an unknown choice, or sums in integers.
     """
     if not callable(function) or isinstance(function, Objective):
         raise TypeError(
@@ -100,6 +117,8 @@ def check_settings(
         raise ValueError(f"{name} needs at least 1 micro-batch, got {micro_batches}")
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f"nonfinite must be 'keep' or 'drop', got {nonfinite!r}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"sums run in a floating-point dtype, got {jnp.dtype(dtype).name}")
     if weight is not None and isinstance(function, Evaluation):
         raise TypeError("weight is for other functions: an evaluation knows the weight of its mean")
 
@@ -109,6 +128,7 @@ def _of_evaluation(
 ) -> Evaluation:
     """`accumulate` of an evaluation, each micro-batch scaled by the weight of the whole batch."""
     axes = {name: getattr(c, "batch_axis", None) for name, c in evaluation.collectors.items()}
+    drop = nonfinite == "drop"
 
     def evaluate(
         params: Params,
@@ -118,38 +138,120 @@ def _of_evaluation(
         key: Array | None = None,
         training: bool = True,
     ) -> tuple[Terms, dict[str, PyTree]]:
-        length = jax.tree.leaves(batch)[0].shape[0]
-        batch = _filled(dict(batch), -length % micro_batches)
-        divides = scale is None
-        if divides:  # the weight is a function of the batch: the rest is dead code
-            whole, _ = evaluation.objective.forward(params, batch, key=key, training=training)
-            scale = jax.tree.map(inverse, whole.weight)
+        split, divides = columns(batch, micro_batches), scale is None
 
-        def one(part: Batch, index: Array | int) -> tuple[PyTree, PyTree]:
-            terms, collected = evaluation.evaluate(
-                params, part, scale=scale, key=split_key(key, index), training=training
-            )
+        def weights(part: Batch, *_: Any) -> Micro:
+            terms, _ = evaluation.objective.forward(params, part, key=key, training=training)
+            return Micro((), (), terms.weight)  # a function of the batch: the rest is dead code
+
+        if divides and drop:
+            each = stacked(over(weights, batch, micro_batches).own)
+            scale = jax.tree.map(lambda w: inverse(jnp.sum(w, 0, where=jnp.isfinite(w))), each)
+        elif divides:
+            scale = jax.tree.map(inverse, weights(batch).own)
+        apart = drop and divides and len(jax.tree.leaves(scale)) > 1
+        steered = None if apart else steered_gradients(evaluation)
+
+        def reverse(how: Collector, part: Batch, index: Any) -> tuple[Terms, dict[str, PyTree]]:
+            run = by_term(evaluation.evaluate) if apart else evaluation.evaluate
+            if steered is not None:
+                run = steered.collecting(how)
+            own = split_key(key, index)
+            return run(params, part, scale=scale, key=own, training=training)
+
+        group = 1
+        if steered is not None:
+            waiting = adding({}, waiting=True)
+            likes = [
+                jax.eval_shape(lambda part=part: reverse(waiting, part, 0)[1][steered.name])
+                for part in split.sizes()
+            ]
+            same = len({jax.tree.structure(like) for like in likes}) == 1
+            group = grouping(params, likes[0]) if same else 1
+
+        def one(part: Batch, index: Any, sums: PyTree) -> Micro:
+            how = adding({}, group > 1)
+            if steered is not None and sums is not None:
+                own_sums = by_identity(params, sums[-1][steered.name])
+                how = unsummed(group > 1) if drop else adding(own_sums, group > 1)
+            terms, collected = reverse(how, part, index)
+            waiting = ()
+            if steered is not None:
+                grads = collected[steered.name]
+                if group > 1:
+                    waiting, grads = without_waiting(params, grads)
+                collected = {**collected, steered.name: marked(params, grads)}
             added = {name: tree for name, tree in collected.items() if axes[name] is None}
             own = {name: tree for name, tree in collected.items() if axes[name] is not None}
-            return (terms.total, terms.weight, added), (terms.metrics, own)
+            metrics = {name: metric.wide(dtype) for name, metric in terms.metrics.items()}
+            return Micro((terms.total, terms.weight, added), waiting, (metrics, own))
 
-        (total, weight, added), (metrics, own), fine = _scan(
-            one, batch, micro_batches, dtype, nonfinite
-        )
-        joined = {
-            name: jax.tree.map(lambda leaf, axis=axes[name]: _join(leaf, axis, length), tree)
-            for name, tree in own.items()
-        }
-        collected = {name: (added | joined)[name] for name in evaluation.collectors}
-        kept = fine if nonfinite == "drop" else None
-        metrics = {name: metric.combine(kept) for name, metric in metrics.items()}
-        if nonfinite == "drop":
-            metrics["dropped"] = Sum(jnp.sum(~fine, dtype=jnp.int32))
-            if divides:
-                collected = rescaled(evaluation.collectors, collected, scale, weight)
-        return Terms(total, weight, metrics), collected
+        summed = params if group > 1 else ()
+        whole = over(one, batch, micro_batches, summed, group, dtype=dtype, drop=drop)
+        (loss, weight, collected), like = whole.sums, whole.like
+        if steered is not None and group > 1:
+            of_products = map_owners(lambda p, c: None if c is None else p, params, whole.products)
+            for trees, products in ((collected, whole.products), (like[-1], of_products)):
+                trees[steered.name] = with_products(params, trees[steered.name], products)
+        for name, axis in axes.items():
+            if axis is not None:
+                runs = [own[name] for _, own in whole.own]
+                like[-1][name] = collected[name] = jax.tree.map(
+                    lambda *runs, axis=axis: joined(runs, axis), *runs
+                )
+        if drop and divides:
+            divide = of_terms if apart else rescaled
+            collected = divide(evaluation.collectors, collected, scale, weight)
+        each = stacked([metrics for metrics, _ in whole.own])
+        metrics = {name: m.combine(whole.fine if drop else None) for name, m in each.items()}
+        if drop:
+            metrics["dropped"] = Sum(jnp.sum(~whole.fine, dtype=jnp.int32))
+        loss, weight, collected = like_given((loss, weight, collected), like)
+        return Terms(loss, weight, metrics), {name: collected[name] for name in axes}
 
-    return dataclasses.replace(evaluation, evaluate=jax.jit(evaluate, static_argnames="training"))
+    jitted = jax.jit(evaluate, static_argnames="training")
+    return dataclasses.replace(evaluation, evaluate=jitted, collecting=None)
+
+
+class Steered(NamedTuple):
+    """An evaluation of gradients that may be collected in another way.
+
+    Attributes:
+        name: of the gradients among what is collected.
+        collecting: from a collector in the place of theirs to the reverse pass with it.
+    """
+
+    name: str
+    collecting: Callable[[Collector], Evaluate]
+
+
+def steered_gradients(evaluation: Evaluation) -> Steered | None:
+    """How an evaluation's gradients are collected in another way; None if they are not."""
+    collectors, collecting = evaluation.collectors, evaluation.collecting
+    name = next((name for name, c in collectors.items() if c is gradients), None)
+    if name is None or collecting is None:
+        return None
+    return Steered(name, lambda how: collecting({**collectors, name: how}))
+
+
+def by_term(evaluate: Evaluate) -> Evaluate:
+    """The reverse pass of each term of a loss alone: what is collected has them as its first axis.
+
+    So each can still be divided by another weight, at the price of a reverse pass for each.
+    """
+
+    def run(
+        params: Params, batch: Batch, *, scale: PyTree, **given: Any
+    ) -> tuple[Terms, dict[str, PyTree]]:
+        structure: Any
+        leaves, structure = jax.tree.flatten(scale)
+        alone = jnp.eye(len(leaves), dtype=bool)
+        errors = [jnp.where(alone[i], leaf, jnp.zeros_like(leaf)) for i, leaf in enumerate(leaves)]
+        return jax.vmap(
+            lambda error: evaluate(params, batch, scale=error, **given), out_axes=(None, 0)
+        )(structure.unflatten(errors))
+
+    return run
 
 
 def rescaled(
@@ -158,11 +260,16 @@ def rescaled(
     """What was collected under the error `scale`, as under one over `weight`.
 
     Raises:
-        ValueError: for a loss of several terms, whose gradients cannot be told apart any more, or
-            for a collector that does not say how it follows the error (`Collector.degree`).
+        ValueError: for a loss of several terms, whose gradients are one sum by now and would each
+            need another factor, or for a collector that does not say how it follows the error
+            (`Collector.degree`).
     """
     if len(jax.tree.leaves(scale)) != 1:
-        raise ValueError("a loss of several terms needs its weights before the reverse pass")
+        raise ValueError(
+            "the gradient of a loss of several terms is one sum that cannot be divided again, each "
+            "term by its own weight, once a micro-batch is dropped: leave `scale` out, or skip the "
+            "step instead (nonfinite='skip')"
+        )
     (old,), (new,) = jax.tree.leaves(scale), jax.tree.leaves(weight)
     factor = inverse(old * new)
     result = {}
@@ -179,150 +286,30 @@ def rescaled(
     return result
 
 
-def _of_sums(
-    function: Callable[..., Any],
-    micro_batches: int,
-    weight: Callable[[Batch], Array] | None,
-    dtype: DTypeLike,
-    nonfinite: Nonfinite,
-) -> Callable[..., Any]:
-    """`accumulate` of a function that gives sums, or means whose weights are stated."""
-    sums = as_sums(function, weight)
-
-    def run(params: Params, batch: Batch, *, key: Array | None = None, **given: Any) -> Any:
-        def one(part: Batch, index: Array | int) -> tuple[PyTree, PyTree]:
-            own = {} if key is None else {"key": split_key(key, index)}
-            return sums(params, part, **own, **given), ()
-
-        (total, w, grads), _, _ = _scan(one, batch, micro_batches, dtype, nonfinite)
-        return total * inverse(w), jax.tree.map(lambda g: g * inverse(w).astype(g.dtype), grads)
-
-    return run
-
-
-def as_sums(
-    function: Callable[..., Any], weight: Callable[[Batch], Array] | None
-) -> Callable[..., tuple[Array, Array, PyTree]]:
-    """`(params, batch, ...) -> (sum, weight, gradient of the sum)`, of either form of function."""
-
-    def sums(params: Params, batch: Batch, **given: Any) -> tuple[Array, Array, PyTree]:
-        value, grads = function(params, batch, **given)
-        if weight is None:
-            return (*_pair(value), grads)
-        w = jnp.asarray(weight(batch), value.dtype)
-        return w * value, w, jax.tree.map(lambda g: w.astype(g.dtype) * g, grads)
-
-    return sums
-
-
-def _pair(value: Any) -> tuple[Array, Array]:
-    """What a function that gives sums gave as its value.
+def of_terms(
+    collectors: Mapping[str, Any], collected: dict[str, PyTree], scale: PyTree, weight: PyTree
+) -> dict[str, PyTree]:
+    """What the whole loss collects over its weights, from what `by_term` did under `scale`.
 
     Raises:
-        TypeError: if it is not a (sum, weight) pair.
+        ValueError: for a collector that does not add up over the terms of a loss.
     """
-    if isinstance(value, tuple) and len(value) == 2:
-        return value[0], jnp.asarray(value[1])
-    raise TypeError(
-        "accumulate needs a function that gives ((sum, weight), gradient of the sum), as "
-        "jax.value_and_grad(f, has_aux=True) of an f that gives (sum, weight) does; one that gives "
-        "a mean needs weight=, a function of a micro-batch"
-    )
+    factors = [
+        inverse(old * new)
+        for old, new in zip(jax.tree.leaves(scale), jax.tree.leaves(weight), strict=True)
+    ]
 
+    def divided(leaf: Array) -> Array:
+        terms = [f.astype(leaf.dtype) * leaf[i] for i, f in enumerate(factors)]
+        return functools.reduce(jnp.add, terms)
 
-def _scan(
-    one: Callable[[Batch, Any], tuple[PyTree, PyTree]],
-    batch: Batch,
-    micro_batches: int,
-    dtype: DTypeLike,
-    nonfinite: Nonfinite,
-) -> tuple[Any, Any, Array]:
-    """Runs `one(part, index) -> (added, own)` over the micro-batches.
-
-    Returns:
-        What was added, summed; what is each part's own, stacked; which parts (K,) were not dropped.
-    """
-    columns = _in_columns(batch, micro_batches)
-
-    def part(index: Array) -> Batch:
-        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, 1, False), columns)
-
-    # Sums are carried from the last leaf to the first, about as the reverse pass comes to them: XLA
-    # then adds each as soon as it is there (temporary memory of 784-1024-1024-10 with AdamW at
-    # micro-batches of 256: 0.40 gradients above one plain step's, 0.54 in the order of the tree).
-    def step(sums: list[Array], index: Array) -> tuple[list[Array], PyTree]:
-        new, own = one(part(index), index)
-        fine = jnp.ones((), bool) if nonfinite == "keep" else all_finite(new)
-        if nonfinite == "drop":
-            new, own = jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), (new, own))
-        pairs = zip(sums, reversed(jax.tree.leaves(new)), strict=True)
-        return [total + x.astype(total.dtype) for total, x in pairs], (own, fine)
-
-    indices = jnp.arange(micro_batches, dtype=jnp.int32)
-    like, _ = jax.eval_shape(lambda index: one(part(index), index), indices[0])
-    leaves, structure = jax.tree.flatten(like)
-    sums, (own, fine) = lax.scan(step, [zeros(x, dtype) for x in reversed(leaves)], indices)
-    added = [total.astype(x.dtype) for total, x in zip(reversed(sums), leaves, strict=True)]
-    return jax.tree.unflatten(structure, added), own, fine
-
-
-def all_finite(tree: PyTree) -> Array:
-    """Whether no number in the tree is NaN or infinite."""
-    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if is_floating(x)]
-    return jnp.all(jnp.stack(finite))
-
-
-def _filled(batch: dict[str, PyTree], missing: int) -> dict[str, PyTree]:
-    """The batch with `missing` more examples of weight 0, copies of the last one."""
-    if missing == 0:
-        return batch
-    length = jax.tree.leaves(batch)[0].shape[0]
-    weights = batch.get("weights", jnp.ones(length))
-
-    def last(leaf: Array) -> Array:
-        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, 0)])
-
-    def weightless(w: Array) -> Array:
-        return jnp.concatenate([w, jnp.zeros((missing, *w.shape[1:]), w.dtype)])
-
-    filled = {name: jax.tree.map(last, value) for name, value in batch.items()}
-    return filled | {"weights": jax.tree.map(weightless, weights)}
-
-
-def _in_columns(batch: Batch, micro_batches: int) -> Batch:
-    """Every (B, ...) as (B / K, K, ...), a view: column k is micro-batch k.
-
-    Raises:
-        ValueError: if there is no common B, or K does not divide it.
-    """
-    lengths = sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)})
-    if len(lengths) != 1 or lengths[0] == ():
-        raise ValueError(
-            "accumulate needs a batch whose arrays have one common first axis, got lengths "
-            f"{[length[0] if length else 'none' for length in lengths]}"
-        )
-    ((length,),) = lengths
-    if length % micro_batches:
-        raise ValueError(
-            f"accumulate needs a batch that divides into {micro_batches} micro-batches, got "
-            f"{length} examples; fill it up with examples of weight 0"
-        )
-
-    def split(leaf: Any) -> Array:
-        return jnp.reshape(leaf, (length // micro_batches, micro_batches, *np.shape(leaf)[1:]))
-
-    return jax.tree.map(split, batch)
-
-
-def _join(leaf: Array, axis: int, length: int) -> Array:
-    """Undoes `_in_columns` along the batch axis of (K, ..., B / K, ...), counted from the end."""
-    leaf = jnp.moveaxis(leaf, 0, leaf.ndim + axis)
-    place = leaf.ndim + axis - 1
-    leaf = leaf.reshape(*leaf.shape[:place], -1, *leaf.shape[place + 2 :])
-    return lax.slice_in_dim(leaf, 0, length, axis=place)
-
-
-def zeros(like: jax.ShapeDtypeStruct, dtype: DTypeLike) -> Array:
-    """Where a sum begins: in `dtype`, or float64 where its terms are."""
-    wide = accumulation_dtype(like.dtype)
-    return jnp.zeros(like.shape, wide if wide == jnp.float64 else dtype, device=like.sharding)
+    result = {}
+    for name, tree in collected.items():
+        degree = getattr(collectors[name], "degree", None)
+        if degree not in (0, 1):
+            raise ValueError(
+                f"{name}: what is collected of a loss of several terms, whose weights are not "
+                "known beforehand, must add up over the terms, as gradients and statistics do"
+            )
+        result[name] = jax.tree.map(divided if degree else lambda leaf: leaf[0], tree)
+    return result

@@ -6,38 +6,43 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
 from backhand.accumulate import (
     Nonfinite,
-    all_finite,
-    as_sums,
+    by_term,
     check_settings,
+    of_terms,
     rescaled,
-    zeros,
+    steered_gradients,
 )
 from backhand.arrays import inverse
-from backhand.gradients import Batch, Evaluation
+from backhand.foreign import as_sums
+from backhand.gradients import Evaluation, Terms
 from backhand.metrics import Reduction
-from backhand.protocol import split_key
+from backhand.micro_batches import all_finite, plus_each, zeros
+from backhand.protocol import Static, split_key
 from backhand.visit import Params, PyTree
+from backhand.waiting import adding, by_identity, kept, marked, unsummed
 
 
 class Sums(NamedTuple):
     """What an accumulator has seen since its last `take`; a pytree, so it checkpoints.
 
     Attributes:
-        total: the sum of the loss.
-        weight: the sum of its weights.
-        collected: the sums of what is collected, in float32.
+        total: the sum of the loss, of each of its terms.
+        weight: the sum of its weights, likewise.
+        collected: the sums of what is collected; of a loss of several terms with the terms as
+            their first axis.
         metrics: the metrics so far.
         added: how many micro-batches were added, int32 ().
         dropped: how many of them were left out for a NaN or Inf, int32 ().
     """
 
-    total: Array
-    weight: Array
+    total: PyTree
+    weight: PyTree
     collected: PyTree
     metrics: dict[str, Reduction]
     added: Array
@@ -78,7 +83,11 @@ class Accumulator:
             ValueError: for an empty window, or a partial one unless `partial`.
         """
         count = int(sums.added)
-        if count == 0 or (count < self.every and not partial):
+        if count == 0:
+            raise ValueError(
+                "take needs at least 1 micro-batch in the window, got 0: add some first"
+            )
+        if count < self.every and not partial:
             raise ValueError(
                 f"take needs a full window of {self.every} micro-batches, got {count}; add more, "
                 "or apply what there is with partial=True"
@@ -94,7 +103,7 @@ def accumulator(
     function: Evaluation | Callable[..., Any],
     every: int,
     *,
-    weight: Callable[[Batch], Array] | None = None,
+    weight: Callable[[PyTree], Array] | None = None,
     dtype: DTypeLike = jnp.float32,
     nonfinite: Nonfinite = "keep",
 ) -> Accumulator:
@@ -103,8 +112,8 @@ def accumulator(
     Exact for any mask and weights: a micro-batch of fewer examples, or of less weight, counts less.
 
     Args:
-        function: as for `bh.accumulate`; an evaluation's loss has one term, and its collectors a
-            degree.
+        function: as for `bh.accumulate`; an evaluation's collectors have a degree. Of a loss of
+            several terms each has sums of its own, by a reverse pass of its own.
         every: how many micro-batches make a window.
         weight: as for `bh.accumulate`.
         dtype: what sums run in, and what the gradient comes back in.
@@ -112,8 +121,8 @@ def accumulator(
 
     Raises:
         TypeError: for something that cannot be called.
-        ValueError: for a window of less than 1 micro-batch; when first used, for a loss of several
-            terms, a collector that has no sum, or sums that another model's `init` made.
+        ValueError: for a window of less than 1 micro-batch, or a collector that has no sum; when
+            first used, for sums that another model's `init` made.
 
     Example:
         >>> import backhand as bh
@@ -126,49 +135,60 @@ def accumulator(
         ...     sums = window.add(sums, params, batch)
         >>> (value, grads), sums = window.take(sums)
     """
-    check_settings("accumulator", function, every, weight, nonfinite)
-    one = (
-        _of_evaluation(function) if isinstance(function, Evaluation) else _of_sums(function, weight)
-    )
+    check_settings("accumulator", function, every, weight, dtype, nonfinite)
+    evaluation, drop = function if isinstance(function, Evaluation) else None, nonfinite == "drop"
+    one = _of_evaluation(evaluation, drop) if evaluation else _of_sums(function, weight)
 
-    def init(params: Params, batch: Batch, *, key: Array | None = None) -> Sums:
-        if isinstance(function, Evaluation):
-            function.objective.check(params, batch)
-        (total, w, collected), metrics = jax.eval_shape(one, params, dict(batch), key)
-        total, w, collected = jax.tree.map(lambda leaf: zeros(leaf, dtype), (total, w, collected))
-        metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+    def empty(params: Params, batch: PyTree, key: Array | None) -> Sums:
+        (total, w, collected), metrics = one(params, batch, key, None)
+        metrics = {name: metric.wide(dtype) for name, metric in metrics.items()}
         counts = (jnp.zeros((), jnp.int32) for _ in range(2))
         return Sums(total, w, collected, metrics, *counts)
 
-    def add(sums: Sums, params: Params, batch: Batch, key: Array | None) -> Sums:
-        new, metrics = one(params, batch, split_key(key, sums.added))
-        fine = all_finite(new) if nonfinite == "drop" else jnp.ones((), bool)
-        if nonfinite == "drop":
-            new = jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), new)
-        total, w, collected = jax.tree.map(
-            lambda total, x: total + x.astype(total.dtype), tuple(sums[:3]), new
+    def init(params: Params, batch: PyTree, *, key: Array | None = None) -> Sums:
+        if evaluation:
+            evaluation.objective.check(params, batch)
+            batch = dict(batch)
+        arrays, rest = parted(params)
+        like = jax.eval_shape(
+            lambda *given: empty(whole(given[0], rest), *given[1:]), arrays, batch, key
         )
-        kept = jnp.stack([sums.added > sums.dropped, fine])
+        total, w, collected = jax.tree.map(lambda leaf: zeros(leaf, dtype), tuple(like[:3]))
+        others = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like[3:])
+        return Sums(total, w, collected, *others)
+
+    def add(sums: Sums, arrays: PyTree, batch: PyTree, key: Array | None, rest: Static) -> Sums:
+        new, metrics = one(whole(arrays, rest), batch, split_key(key, sums.added), sums.collected)
+        metrics = {name: metric.wide(dtype) for name, metric in metrics.items()}
+        fine = all_finite(new) if drop else jnp.ones((), bool)
+        if drop:
+            new = kept(new, fine)
+        structure: Any
+        leaves, structure = jax.tree.flatten(tuple(sums[:3]))
+        total, w, collected = structure.unflatten(plus_each(leaves, new))
+        counted = jnp.stack([sums.added > sums.dropped, fine])
         both = jax.tree.map(lambda *parts: jnp.stack(parts), sums.metrics, metrics)
-        joined = {name: metric.combine(kept) for name, metric in both.items()}
+        joined = {name: metric.combine(counted) for name, metric in both.items()}
         bad = 1 - fine.astype(jnp.int32)
         return Sums(total, w, collected, joined, sums.added + 1, sums.dropped + bad)
 
     def divide(sums: Sums) -> tuple[Array, PyTree]:
-        loss = sums.total * inverse(sums.weight)
-        if not isinstance(function, Evaluation):
+        loss = Terms(sums.total, sums.weight, {}).mean()
+        if not evaluation:
             factor = inverse(sums.weight)
             return loss, jax.tree.map(lambda g: g * factor.astype(g.dtype), sums.collected)
-        ones = jnp.ones_like(sums.weight)
-        result = rescaled(function.collectors, sums.collected, ones, sums.weight)
-        return loss, result if function.alone is None else result[function.alone]
+        ones = jax.tree.map(jnp.ones_like, sums.weight)
+        several = len(jax.tree.leaves(ones)) > 1
+        run = of_terms if several else rescaled
+        result = run(evaluation.collectors, sums.collected, ones, sums.weight)
+        return loss, result if evaluation.alone is None else result[evaluation.alone]
 
-    jitted = jax.jit(add, donate_argnums=0)
+    jitted = jax.jit(add, donate_argnums=0, static_argnums=4)
     known: set[Any] = set()
 
-    def checked_add(sums: Sums, params: Params, batch: Batch, *, key: Array | None = None) -> Sums:
-        if isinstance(function, Evaluation):
-            function.objective.check(params, batch, key=key, training=True)
+    def checked_add(sums: Sums, params: Params, batch: PyTree, *, key: Array | None = None) -> Sums:
+        if evaluation:
+            evaluation.objective.check(params, batch, key=key, training=True)
         met = _shapes((sums, params))
         if met not in known:
             expected = jax.eval_shape(lambda: init(params, batch, key=key))
@@ -178,18 +198,38 @@ def accumulator(
                     f"got {jax.tree.structure(sums)}"
                 )
             known.add(met)
-        return jitted(sums, params, batch, key)
+        arrays, rest = parted(params)
+        return jitted(sums, arrays, batch, key, rest)
 
     return Accumulator(every, init, checked_add, jax.jit(divide))
+
+
+def parted(params: Params) -> tuple[PyTree, Static]:
+    """The arrays among the leaves, and what is left: the functions of an Equinox module."""
+    leaves, structure = jax.tree.flatten(params)
+    fixed = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
+    return [leaf for leaf in leaves if _is_array(leaf)], Static((structure, fixed))
+
+
+def whole(arrays: PyTree, rest: Static) -> Params:
+    """Undoes `parted`."""
+    structure, fixed = rest.value
+    left = iter(arrays)
+    return structure.unflatten([next(left) if leaf is None else leaf for leaf in fixed])
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether JAX takes a leaf as an array."""
+    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
 
 
 def _shapes(tree: PyTree) -> tuple[Any, ...]:
     """The structure of a tree and the shapes of its leaves."""
     leaves, structure = jax.tree.flatten(tree)
-    return (structure, *(jnp.shape(leaf) for leaf in leaves))
+    return (structure, *(np.shape(leaf) if _is_array(leaf) else leaf for leaf in leaves))
 
 
-def _of_evaluation(evaluation: Evaluation) -> Callable[..., Any]:
+def _of_evaluation(evaluation: Evaluation, drop: bool) -> Callable[..., Any]:
     """An evaluation's sums: what it gives under an error of one for each unit of the loss."""
     for name, collector in evaluation.collectors.items():
         if getattr(collector, "batch_axis", None) is not None:
@@ -198,24 +238,34 @@ def _of_evaluation(evaluation: Evaluation) -> Callable[..., Any]:
                 "bh.accumulate, or collect it from each micro-batch"
             )
 
-    def one(params: Params, batch: Batch, key: Array | None) -> tuple[PyTree, PyTree]:
+    def one(
+        params: Params, batch: PyTree, key: Array | None, sums: PyTree
+    ) -> tuple[PyTree, PyTree]:
         batch = jax.tree.map(jnp.asarray, dict(batch))
-        whole, _ = evaluation.objective.forward(params, batch, key=key, training=True)
-        if len(jax.tree.leaves(whole.weight)) != 1:  # the rest of it is dead code
-            raise ValueError("an accumulator needs a loss of one term; use bh.accumulate")
-        ones = jax.tree.map(jnp.ones_like, whole.total)
-        terms, collected = evaluation.evaluate(params, batch, scale=ones, key=key)
+        seen, _ = evaluation.objective.forward(params, batch, key=key, training=True)
+        ones = jax.tree.map(jnp.ones_like, seen.total)  # the rest of it is dead code
+        steered = steered_gradients(evaluation)
+        run = evaluation.evaluate
+        if len(jax.tree.leaves(ones)) > 1:
+            run, steered = by_term(run), None
+        elif steered is not None and sums is not None:
+            onto = by_identity(params, sums[steered.name])
+            run = steered.collecting(unsummed(waiting=False) if drop else adding(onto))
+        terms, collected = run(params, batch, scale=ones, key=key)
+        if steered is not None:
+            collected[steered.name] = marked(params, collected[steered.name])
         return (terms.total, terms.weight, collected), terms.metrics
 
     return one
 
 
 def _of_sums(
-    function: Callable[..., Any], weight: Callable[[Batch], Array] | None
+    function: Callable[..., Any], weight: Callable[[PyTree], Array] | None
 ) -> Callable[..., Any]:
+    """The sums of another library's function."""
     sums = as_sums(function, weight)
 
-    def one(params: Params, batch: Batch, key: Array | None) -> tuple[PyTree, PyTree]:
+    def one(params: Params, batch: PyTree, key: Array | None, _: PyTree) -> tuple[PyTree, PyTree]:
         return sums(params, batch, **({} if key is None else {"key": key})), {}
 
     return one

@@ -86,6 +86,37 @@ def reshape_examples(x: Array, shape: tuple[int, ...]) -> Array:
     return lax.reshape(x, (x.shape[0], *shape), out_sharding=sharding)
 
 
+def by_batch(x: Array) -> Array:
+    """Under an explicit mesh: split over the batch alone, each example whole."""
+    sharding = explicit_sharding(x)
+    if sharding is None:
+        return x
+    return jax.sharding.reshard(x, sharding.update(spec=(sharding.spec[0], *[None] * (x.ndim - 1))))
+
+
+def whole(w: Array) -> Array:
+    """Under an explicit mesh: a parameter gathered, since every step needs all of it."""
+    sharding = explicit_sharding(w)
+    if sharding is None:
+        return w
+    return jax.sharding.reshard(w, sharding.update(spec=(None,) * w.ndim))
+
+
+def varying(tree: Any, *like: Any) -> Any:
+    """The tree, each leaf varying over the axes of a `shard_map` that any leaf of all varies over.
+
+    A scan needs its carry to have the same type before and after a step.
+    """
+    leaves = jax.tree.leaves((tree, like))
+    axes = frozenset[str]().union(*(jax.typeof(x).manual_axis_type.varying for x in leaves))
+
+    def vary(leaf: Array) -> Array:
+        extra = tuple(sorted(axes - jax.typeof(leaf).manual_axis_type.varying))
+        return lax.pcast(leaf, extra, to="varying") if extra else leaf
+
+    return jax.tree.map(vary, tree)
+
+
 def like_primal(cotangent: Array, primal: Array) -> Array:
     """Gives `cotangent` the dtype, sharding and varying mesh axes of its `primal`.
 

@@ -15,13 +15,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.arrays import inverse
-from backhand.collectors import per_example_norms, statistics
-from backhand.contributions import has_examples, inner_products, map_owners, scaled, total
+from backhand.collectors import per_example_norms, square_norms, statistics
+from backhand.contributions import (
+    Contribution,
+    has_examples,
+    inner_products,
+    is_contribution,
+    map_owners,
+    scaled,
+    total,
+)
 from backhand.gradients import Batch, Evaluation, Objective, Terms, value_and_collect
 from backhand.metrics import Mean
-from backhand.visit import Collector, Params, PyTree, gradients
-
-contributions = Collector(lambda visit: visit.contributions)
+from backhand.visit import Collector, Params, PyTree, Visit, contributions, gradients
 
 
 def value_and_clipped_grad(
@@ -33,16 +39,17 @@ def value_and_clipped_grad(
     were.
 
     Args:
-        objective: what to differentiate; a loss of one term, and layers whose rules leave
-            parameters' cotangents unsummed (`Outer`, `Total`, `Rows`).
+        objective: what to differentiate; a loss of one term. Where a layer's rule sums over the
+            batch itself, rather than leave cotangents unsummed (`Outer`, `Total`, `Rows`), its
+            norms are computed one example at a time, with a warning, and the model goes back twice.
         max_norm: c, above 0: of each example's own gradient, before the division by W, so W times
             what `per_example_norms` gives.
         mask: from the parameters, True for each that is trained; the others have a gradient of 0
             and no part in the norms. None trains all.
 
     Raises:
-        ValueError: if c is not above 0, or the loss has several terms.
-        TypeError: when called, for a layer whose rule gives plain arrays.
+        ValueError: if c is not above 0, or the loss has several terms; when called, for a layer
+            whose rule sums, and whose residuals do not all have the batch as their first axis.
 
     Example:
         >>> import backhand as bh
@@ -69,7 +76,14 @@ def value_and_clipped_grad(
         key: Array | None = None,
         training: bool = True,
     ) -> tuple[Terms, dict[str, PyTree]]:
-        terms, collected = unsummed.evaluate(params, batch, scale=scale, key=key, training=training)
+        given = {"scale": scale, "key": key, "training": training}
+        terms, found = unsummed.evaluate(params, batch, **given)
+
+        def again(collector: Collector) -> PyTree:
+            """What is gathered in a reverse pass of its own."""
+            alone = value_and_collect(objective, own=collector)
+            return alone.evaluate(params, batch, **given)[1]["own"]
+
         if len(jax.tree.leaves(terms.weight)) != 1:
             raise ValueError("clipping by example needs a loss of one term")
         (error,) = jax.tree.leaves(jax.tree.map(inverse, terms.weight) if scale is None else scale)
@@ -77,21 +91,58 @@ def value_and_clipped_grad(
         uses = map_owners(
             lambda _, c, kept: c if has_examples(c) and kept is True else None,
             params,
-            collected["contributions"],
+            found["contributions"],
             trained,
         )
+        leaves = jax.tree.leaves(uses, is_leaf=is_contribution)
+        once = not any(isinstance(leaf, Array) for leaf in leaves)
+        squares = map_owners(_squares, params, uses) if once else again(square_norms)
         squares = map_owners(
-            lambda p, c: jnp.zeros(()) if c is None else inner_products(c, c, p), params, uses
+            lambda _, c, square: jnp.zeros(()) if c is None else square, params, uses, squares
         )
         norms = per_example_norms(squares) * inverse(error)
         factors = max_norm / jnp.maximum(norms, max_norm)
+        grads = map_owners(_scaled_sum(factors), params, uses) if once else again(_scaling(factors))
         grads = map_owners(
-            lambda p, c: total(None if c is None else scaled(c, factors, p), p), params, uses
+            lambda p, c, grad: total(None, p) if c is None else grad, params, uses, grads
         )
         seen = (factors < 1, norms > 0)
         clipped = Mean(*(jnp.sum(which, dtype=jnp.float32) for which in seen))
         terms = terms._replace(metrics={**terms.metrics, "clipped": clipped})
-        return terms, {"gradients": grads, "statistics": collected["statistics"]}
+        return terms, {"gradients": grads, "statistics": found["statistics"]}
 
     collectors = {"gradients": gradients, "statistics": statistics}
     return Evaluation(objective, evaluate, collectors, "gradients")
+
+
+def _squares(param: PyTree, contribution: Contribution) -> Array | None:
+    """Each example's square norm (B,); None where it learns nothing."""
+    return None if contribution is None else inner_products(contribution, contribution, param)
+
+
+def _scaled_sum(factors: Array) -> Callable[[PyTree, Contribution], PyTree]:
+    """From a contribution to its gradient, each example's times its factor (B,)."""
+
+    def gradient(param: PyTree, contribution: Contribution) -> PyTree:
+        learns = has_examples(contribution)
+        return total(scaled(contribution, factors, param) if learns else None, param)
+
+    return gradient
+
+
+def _scaling(factors: Array) -> Collector:
+    """A collector of gradients, each example's times its factor (B,), for any kind of rule.
+
+    One that sums over the batch runs once more, with the errors scaled before.
+    """
+
+    def read(visit: Visit) -> PyTree:
+        leaves = jax.tree.leaves(visit.contributions, is_leaf=is_contribution)
+        if not any(isinstance(leaf, Array) for leaf in leaves):
+            return map_owners(_scaled_sum(factors), visit.params, visit.contributions)
+        dy = jax.tree.map(
+            lambda d: d * factors.astype(d.dtype).reshape(-1, *[1] * (d.ndim - 1)), visit.dy
+        )
+        return Visit(visit.params, visit.residuals, dy, visit.rule).dparams
+
+    return Collector(read)

@@ -15,7 +15,7 @@ from backhand.visit import Collector, Params, PyTree, Visit
 
 def _square_norms(visit: Visit) -> PyTree:
     leaves = jax.tree.leaves((visit.dy, visit.residuals))
-    batch = leaves[0].shape[0]  # without any blame, dy is None
+    batch = next(leaf.shape[0] for leaf in leaves if leaf.ndim)  # without any blame, dy is None
     one_by_one = functools.cache(lambda: iter(jax.tree.leaves(_one_by_one(visit, batch))))
 
     def read(param: Any, contribution: Contribution) -> Array:
@@ -34,12 +34,12 @@ def _one_by_one(visit: Visit, batch: int) -> list[Array]:
     if visit.rule is None or any(leaf.ndim == 0 or leaf.shape[0] != batch for leaf in saved):
         raise ValueError(
             "per-example norms need a rule that leaves its parameters' cotangents unsummed "
-            "(Outer, Total, Rows), or residuals that all have the batch as their first axis; got "
-            f"residuals of shapes {[leaf.shape for leaf in saved]} for a batch of {batch}"
+            "(Outer, Total, Rows, Windows), or residuals that all have the batch as their first "
+            f"axis; got residuals of shapes {[leaf.shape for leaf in saved]} for a batch of {batch}"
         )
     warnings.warn(
         "a rule gives summed arrays, not contributions: its per-example norms are computed one "
-        "example at a time; return Outer, Total or Rows instead",
+        "example at a time; return Outer, Total, Rows or Windows instead",
         stacklevel=2,
     )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.gradients import Batch, Objective, Terms
-from backhand.metrics import Mean, Reduction
+from backhand.metrics import Mean, Reduction, check_names
 from backhand.protocol import split_key
 from backhand.visit import Collect, Params, PyTree, Residuals, gradients
 
@@ -24,8 +24,9 @@ def combine(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -
         weights: by the same names, how much each counts.
 
     Raises:
-        ValueError: if there is none, or the names differ; when collecting, for what does not add
-            up over uses of a parameter, such as square norms.
+        ValueError: if there is none, the names differ, or one has a "/" or is that of something
+            that a training step reports (`backhand.metrics.RESERVED`); when collecting, for what
+            does not add up over uses of a parameter, such as square norms.
 
     Example:
         >>> import backhand as bh
@@ -43,6 +44,10 @@ def combine(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -
             "combine needs objectives and a weight for each, by the same names; got "
             f"{list(objectives)} and {list(weights)}"
         )
+    check_names(objectives)
+    for name in objectives:
+        if "/" in name:
+            raise ValueError(f"combine needs names without '/', which joins metrics; got {name!r}")
     names = list(objectives)
 
     def check(

@@ -13,6 +13,7 @@ more, on a leading depth axis, as the parameter is; the rank of the parameter te
     Outer(x, dy)    g_b = sum_t x[b, t] (outer) dy[b, t]       a weight
     Total(dy)       g_b = sum_t dy[b, t]                       a bias, a scale
     Rows(ids, dy)   g_b = sum_t onehot(ids[b, t]) (outer) dy[b, t]    rows of a table
+    Windows(x, dy)  g_b = sum_p patch(x[b], p) (outer) dy[b, p]       a convolution's weight
     Many(parts)     g_b = sum of the parts' g_b                a parameter used more than once
     Moments(...)    no gradient: what a running statistic saw
     None            no gradient: frozen
@@ -92,6 +93,27 @@ class Rows:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Windows:
+    """Uses of a convolution's weight (*K, I / groups, O) at every place of its window.
+
+    `x` (B, *S, I) came in, the error `dy` (B, *P, O) went out; in a transposed convolution they
+    change places. `product` says where the windows lie, which is hashable: called with x, dy and
+    the kernel's sizes it gives the gradient, and `rank` is the number of spatial axes.
+    """
+
+    x: Leaf
+    dy: Leaf
+    product: Any = dataclasses.field(metadata={"static": True})
+
+    def sum(self, param: Array) -> Array:
+        """The gradient, accumulated in at least float32; leading axes are examples all."""
+        example = -(self.product.rank + 1)
+        x, dy = (leaf.reshape(-1, *leaf.shape[example:]) for leaf in (self.x, self.dy))
+        return self.product(x, dy, param.shape[:-2])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Many:
     """A parameter used more than once: the contributions of all its uses, one of them not None."""
 
@@ -142,8 +164,8 @@ class Moments:
     square: Leaf
 
 
-Contribution: TypeAlias = "Outer | Total | Rows | Many | Moments | Array | None"
-KINDS = (Outer, Total, Rows, Many, Moments)
+Contribution: TypeAlias = "Outer | Total | Rows | Windows | Many | Moments | Array | None"
+KINDS = (Outer, Total, Rows, Windows, Many, Moments)
 
 
 def is_contribution(node: Any) -> bool:
@@ -173,16 +195,18 @@ def total(contribution: Contribution, param: Any) -> Any:
     Raises:
         ValueError: if the sum has another shape than `param`.
     """
-    if contribution is None or isinstance(contribution, Moments) or isinstance(param, Running):
+    if isinstance(param, Running):
         return jax.tree.map(lambda leaf: zeros_like(leaf, leaf.dtype), param)
     if not is_floating(param):
         return None
+    if contribution is None or isinstance(contribution, Moments):
+        return zeros_like(param, param.dtype)
     if isinstance(contribution, KINDS):
         return like_primal(_stacked(_sum, contribution, param)(contribution, param), param)
     if contribution.shape != param.shape:
         raise ValueError(
             f"a gradient has the shape of its parameter {param.shape}, got {contribution.shape}; "
-            "sum over the batch, or give the factors: Outer, Total or Rows"
+            "sum over the batch, or give the factors: Outer, Total, Rows or Windows"
         )
     return like_primal(contribution, param)
 
@@ -194,7 +218,7 @@ def scaled(contribution: Contribution, factors: Array, param: Array) -> Contribu
         match c:
             case Many(parts):
                 return Many(tuple(scale(part, param) for part in parts))
-            case Outer() | Total() | Rows():
+            case Outer() | Total() | Rows() | Windows():
                 per_example = factors.astype(c.dy.dtype).reshape(-1, *[1] * (c.dy.ndim - 1))
                 return dataclasses.replace(c, dy=c.dy * per_example)
             case _:
@@ -219,11 +243,11 @@ def inner_products(a: Contribution, b: Contribution, param: Array) -> Array:
     Raises:
         TypeError: for a plain array, which is summed over the batch already, or running statistics.
     """
-    for part in (*_parts(a), *_parts(b)):
-        if not isinstance(part, Outer | Total | Rows):
+    for part in (*uses_of(a), *uses_of(b)):
+        if not isinstance(part, Outer | Total | Rows | Windows):
             raise TypeError(
-                "per-example inner products need contributions with a batch axis (Outer, Total or "
-                f"Rows), got {type(part).__name__}"
+                "per-example inner products need contributions with a batch axis (Outer, Total, "
+                f"Rows or Windows), got {type(part).__name__}"
             )
     if a is b:
         return _stacked(lambda a, param: _inner(a, a, param), a, param)(a, param)
@@ -231,7 +255,7 @@ def inner_products(a: Contribution, b: Contribution, param: Array) -> Array:
 
 
 def _inner(a: Contribution, b: Contribution, param: Array) -> Array:
-    pairs = [_closed_form(one, other, param) for one in _parts(a) for other in _parts(b)]
+    pairs = [_closed_form(one, other, param) for one in uses_of(a) for other in uses_of(b)]
     known = [pair for pair in pairs if pair is not None]
     if len(known) == len(pairs):
         return sum(known[1:], start=known[0])
@@ -260,7 +284,7 @@ def _closed_form(a: Contribution, b: Contribution, param: Array) -> Array | None
             return None
 
 
-def _parts(contribution: Contribution) -> tuple[Contribution, ...]:
+def uses_of(contribution: Contribution) -> tuple[Contribution, ...]:
     """The uses that a contribution is the sum of."""
     if isinstance(contribution, Many):
         return tuple(part for part in contribution.parts if part is not None)
@@ -269,18 +293,20 @@ def _parts(contribution: Contribution) -> tuple[Contribution, ...]:
 
 def _stacked(f: Callable[..., Any], contribution: Contribution, param: Array) -> Callable[..., Any]:
     """`f` mapped over the depth axes that `repeat` put in front of a parameter."""
-    for _ in range(param.ndim - _rank(contribution, param)):
+    for _ in range(param.ndim - rank_of(contribution, param)):
         f = jax.vmap(f)
     return f
 
 
-def _rank(contribution: Contribution, param: Array) -> int:
+def rank_of(contribution: Contribution, param: Array) -> int:
     """The rank of the parameter that a contribution belongs to, without depth axes."""
     match contribution:
         case Many(parts):
-            return min(_rank(part, param) for part in parts)
+            return min(rank_of(part, param) for part in parts)
         case Outer() | Rows():
             return 2
+        case Windows(product=product):
+            return product.rank + 2
         case Total(rank=rank):
             return rank
         case _:

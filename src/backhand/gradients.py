@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from backhand.arrays import inverse
-from backhand.metrics import Reduction, reduction
-from backhand.protocol import Layer, Loss, listed, shapes_of, split_side, suggestion
+from backhand.arrays import inverse, is_floating
+from backhand.bounds import Bounds, noted
+from backhand.metrics import Reduction, check_names, reduction
+from backhand.protocol import Layer, Loss, listed, shapes_of, suggestion
 from backhand.visit import Collect, Params, PyTree, Residuals, apart, together
 from backhand.visit import gradients as default_gradients
 
@@ -36,7 +37,7 @@ class Terms(NamedTuple):
         """The loss: the terms' means, added up."""
         return _sum(jax.tree.map(lambda t, w: t * inverse(w), self.total, self.weight))
 
-    def measured(self) -> dict[str, Array]:
+    def measured(self) -> dict[str, PyTree]:
         """The metrics' values."""
         return {name: metric.value() for name, metric in self.metrics.items()}
 
@@ -55,6 +56,10 @@ class Objective:
         check: `(params, batch, *, key, training) -> None`, run on the host before anything
             compiles; raises for what cannot be right.
         model: the layer whose parts give reports their order; None for the parameters' own.
+        untouched: whether what `backward` returns is what the model's own gave it, so that
+            something other than gradients may be collected in their place. Accumulation then adds
+            to its sums as it goes back; of what is touched, as a sum over objectives is, each
+            micro-batch's gradient is made first: the same numbers, in one gradient's more memory.
     """
 
     init: Callable[[Array, Batch], Params]
@@ -62,6 +67,7 @@ class Objective:
     backward: Callable[..., PyTree]
     check: Callable[..., None] = lambda params, batch, **given: None
     model: Layer | None = None
+    untouched: bool = False
 
     def __call__(
         self, params: Params, batch: Batch, *, key: Array | None = None, training: bool = True
@@ -83,9 +89,9 @@ def objective(
 ) -> Objective:
     """The mean loss of a model's predictions.
 
-    A batch is a dict: `inputs`, `targets`, optionally `weights` (of examples or positions; a mask
-    is a weight of 0), and whatever else the model uses, by name. Every array in it has the batch as
-    its first axis.
+    A batch is a dict: `inputs`, `targets` (unless the loss has none, as `triplet`), optionally
+    `weights` (of examples or positions; a mask is a weight of 0), and whatever else the model uses,
+    by name. Every array in it has the batch as its first axis.
 
     Args:
         model: from inputs to predictions.
@@ -94,9 +100,11 @@ def objective(
             (see `backhand.metrics`).
 
     Raises:
-        ValueError: for a batch without inputs or targets, with a name that the model does not use,
-            with arrays of different lengths, or with values that the loss is not defined at;
-            before anything compiles.
+        ValueError: for a metric with the name of something that a training step reports
+            (`backhand.metrics.RESERVED`); when called, for a batch without inputs or targets, with
+            a name that the model does not use, with arrays of different lengths, or, where it comes
+            from the host, with values that the loss is not defined at, ids without a row or lengths
+            beyond the padding that the model reads as they are; before anything compiles.
 
     Example:
         >>> import backhand as bh
@@ -115,8 +123,9 @@ def objective(
             f"bh.losses.mean_squared_error; got {loss!r}"
         )
     metrics = dict(metrics or {})
+    check_names(metrics)
     from_batch = model.uses - {"key", "training"}
-    seen: dict[Any, PyTree] = {}
+    seen: dict[Any, tuple[PyTree, list[tuple[int, Bounds]]]] = {}
 
     def side(batch: Batch, key: Array | None, training: bool) -> dict[str, Any]:
         given = {"key": key, "training": training}
@@ -124,7 +133,7 @@ def objective(
         return own | {name: batch[name] for name in from_batch if name in batch}
 
     def init(key: Array, batch: Batch) -> Params:
-        check_batch(batch, from_batch)
+        check_batch(batch, from_batch, loss.has_targets)
         shapes = jax.eval_shape(lambda: _on_device(batch))
         given = {name: value for name, value in side(shapes, None, False).items() if name != "key"}
 
@@ -140,7 +149,7 @@ def objective(
         predictions, residuals = model.forward(
             params, batch["inputs"], **side(batch, key, training)
         )
-        known = (batch["targets"], batch.get("weights"))
+        known = (batch.get("targets"), batch.get("weights"))
         (total, weight), of_loss = loss.forward(predictions, *known)
         fixed = jax.lax.stop_gradient(predictions)
         measured = {name: reduction(metric(fixed, *known)) for name, metric in metrics.items()}
@@ -169,21 +178,31 @@ def objective(
         shapes = ((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves)
         known = (structure, key is None, training, *shapes)
         if known not in seen:
-            check_batch(batch, from_batch)
-            shaped = functools.partial(predictions, key=key, training=training)
-            seen[known] = jax.eval_shape(shaped, *shapes_of((params, batch)))
+            check_batch(batch, from_batch, loss.has_targets)
+            seen[known] = traced(shapes_of(params), shapes_of(batch), key, training)
+        shaped, asked = seen[known]
+        for index, bounds in asked:
+            if isinstance(leaves[index], np.ndarray):
+                bounds.check(leaves[index])
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
-            loss.check(seen[known], batch["targets"], batch.get("weights"))
+            loss.check(shaped, batch.get("targets"), batch.get("weights"))
 
-    def predictions(
-        params: Params, batch: Batch, *, key: Array | None = None, training: bool
-    ) -> PyTree:
-        """The model's predictions; with `jax.eval_shape`, every shape of the objective is met."""
-        y = model(params, batch["inputs"], **side(batch, key, training))
-        loss.forward(y, batch["targets"], batch.get("weights"))
-        return y
+    def traced(
+        params: Params, batch: Batch, key: Array | None, training: bool
+    ) -> tuple[PyTree, list[tuple[int, Bounds]]]:
+        """The predictions' shapes, every shape of the objective met, and the leaves' bounds."""
+        found: list[tuple[int, Bounds]] = []
 
-    return Objective(init, forward, backward, check, model)
+        def predictions(params: Params, batch: Batch) -> PyTree:
+            with noted((params, batch)) as asked:
+                y = model(params, batch["inputs"], **side(batch, key, training))
+                loss.forward(y, batch.get("targets"), batch.get("weights"))
+            found[:] = [(index, bounds) for index, own in enumerate(asked) for bounds in own]
+            return y
+
+        return jax.eval_shape(predictions, params, batch), found
+
+    return Objective(init, forward, backward, check, model, untouched=True)
 
 
 def check_objective(objective: Any) -> None:
@@ -198,12 +217,15 @@ def check_objective(objective: Any) -> None:
         )
 
 
-def check_batch(batch: Batch, names: frozenset[str] = frozenset()) -> None:
+def check_batch(
+    batch: Batch, names: frozenset[str] = frozenset(), has_targets: bool = True
+) -> None:
     """Refuses a batch whose structure cannot be right.
 
     Args:
         batch: a dict with inputs, targets and optionally weights.
         names: what else the model takes from it.
+        has_targets: whether the loss has targets.
 
     Raises:
         TypeError: for a batch that is not a dict.
@@ -213,8 +235,9 @@ def check_batch(batch: Batch, names: frozenset[str] = frozenset()) -> None:
         raise TypeError(
             f"a batch is a dict with 'inputs' and 'targets', got {type(batch).__name__}"
         )
-    known = {"inputs", "targets", "weights", *names}
-    for name in sorted({"inputs", "targets"} - batch.keys()):
+    needed = {"inputs", "targets"} if has_targets else {"inputs"}
+    known = needed | {"weights", *names}
+    for name in sorted(needed - batch.keys()):
         raise ValueError(f"a batch needs {name!r}, got {listed(batch.keys())}")
     for name in sorted(batch.keys() - known):
         raise ValueError(
@@ -243,12 +266,15 @@ class Evaluation:
             one reverse pass; `scale` is d loss / d total, by default one over the batch's weight.
         collectors: by name, what is collected.
         alone: the name of what is returned alone.
+        collecting: from other collectors, the same `evaluate` with those; None where the gradient
+            is not a collector's.
     """
 
     objective: Objective
     evaluate: Evaluate
     collectors: Mapping[str, Collect]
     alone: str | None = None
+    collecting: Callable[[Mapping[str, Collect]], Evaluate] | None = None
 
     def __call__(
         self, params: Params, batch: Batch, *, key: Array | None = None, training: bool = True
@@ -281,23 +307,27 @@ def value_and_collect(objective: Objective, **collectors: Collect) -> Evaluation
         if not callable(collector):
             raise TypeError(f"{name}: a collector is a function of a visit, got {collector!r}")
 
-    def evaluate(
-        params: Params,
-        batch: Batch,
-        *,
-        scale: PyTree = None,
-        key: Array | None = None,
-        training: bool = True,
-    ) -> tuple[Terms, dict[str, PyTree]]:
-        given = {"key": key, "training": training}
-        terms, residuals = objective.forward(params, batch, **given)
-        dtotal = jax.tree.map(inverse, terms.weight) if scale is None else scale
-        collected = objective.backward(
-            params, residuals, dtotal, batch, together(collectors), **given
-        )
-        return terms, {name: apart(collected, name) for name in collectors}
+    def collecting(collectors: Mapping[str, Collect]) -> Evaluate:
+        def evaluate(
+            params: Params,
+            batch: Batch,
+            *,
+            scale: PyTree = None,
+            key: Array | None = None,
+            training: bool = True,
+        ) -> tuple[Terms, dict[str, PyTree]]:
+            given = {"key": key, "training": training}
+            terms, residuals = objective.forward(params, batch, **given)
+            dtotal = jax.tree.map(inverse, terms.weight) if scale is None else scale
+            collected = objective.backward(
+                params, residuals, dtotal, batch, together(collectors), **given
+            )
+            return terms, {name: apart(collected, name) for name in collectors}
 
-    return Evaluation(objective, evaluate, collectors)
+        return evaluate
+
+    steered = collecting if objective.untouched else None
+    return Evaluation(objective, collecting(collectors), collectors, collecting=steered)
 
 
 def value_and_grad(
@@ -336,8 +366,9 @@ def value_and_grad(
             parts = jax.tree.map(jnp.multiply, terms.total, jax.lax.stop_gradient(dtotal))
             return _sum(parts), terms
 
-        grads, terms = jax.grad(loss, has_aux=True)(params)
-        return terms, {"gradients": grads}
+        grads, terms = jax.grad(loss, has_aux=True, allow_int=True)(params)
+        own = jax.tree.map(lambda p, g: g if is_floating(p) else None, params, grads)
+        return terms, {"gradients": own}
 
     return Evaluation(objective, evaluate, {"gradients": default_gradients}, "gradients")
 
@@ -352,41 +383,6 @@ def grad(objective: Objective) -> Callable[..., PyTree]:
         return evaluation(params, batch, key=key, training=training)[1]
 
     return gradient
-
-
-def differentiable(layer: Layer) -> Callable[..., PyTree]:
-    """A layer as a function whose `jax.grad` runs the hand-written reverse.
-
-    Returns:
-        `(params, x, **side) -> y`. Side inputs are not differentiated.
-
-    Example:
-        >>> import backhand as bh
-        >>> model = bh.chain(bh.dense(4), bh.tanh())
-        >>> x = jnp.ones((2, 3))
-        >>> params = model.init(jax.random.key(0), x)
-        >>> f = bh.differentiable(model)
-        >>> jax.grad(lambda x: f(params, x).sum())(x).shape
-        (2, 3)
-    """
-
-    def function(params: Params, x: PyTree, **side: Any) -> PyTree:
-        arrays, settings = split_side(side)
-
-        def forward(params: Params, x: PyTree, arrays: PyTree) -> tuple[PyTree, PyTree]:
-            y, residuals = layer.forward(params, x, **arrays, **settings)
-            return y, (params, residuals, arrays)
-
-        def backward(saved: PyTree, dy: PyTree) -> tuple[PyTree, PyTree, None]:
-            params, residuals, arrays = saved
-            dparams, dx = layer.backward(params, residuals, dy, **arrays, **settings)
-            return dparams, dx, None
-
-        call = jax.custom_vjp(lambda *args: forward(*args)[0])
-        call.defvjp(forward, backward)
-        return call(*jax.tree.map(jnp.asarray, (params, x)), arrays)
-
-    return function
 
 
 def _sum(terms: PyTree) -> Array:

@@ -5,12 +5,16 @@ says how two parts combine: a (sum, weight) pair, as a loss gives, is a `Mean`; 
 `Last` are named. So a metric of micro-batches is that of the batch.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
-from backhand.arrays import inverse
+from backhand.arrays import inverse, is_floating
+from backhand.losses import ctc_targets
 
 
 class Mean(NamedTuple):
@@ -18,6 +22,10 @@ class Mean(NamedTuple):
 
     total: Array
     weight: Array
+
+    def wide(self, dtype: DTypeLike) -> "Mean":
+        """The same in what sums run in: `dtype`, or its own where that is wider."""
+        return Mean(_wide(self.total, dtype), _wide(self.weight, dtype))
 
     def combine(self, kept: Array | None = None) -> "Mean":
         """One, from parts stacked on a leading axis; of those that are `kept` (K,)."""
@@ -33,6 +41,10 @@ class Sum(NamedTuple):
 
     total: Array
 
+    def wide(self, dtype: DTypeLike) -> "Sum":
+        """The same in what sums run in: `dtype`, or its own where that is wider."""
+        return Sum(_wide(self.total, dtype))
+
     def combine(self, kept: Array | None = None) -> "Sum":
         """One, from parts stacked on a leading axis; of those that are `kept` (K,)."""
         return Sum(_added(self.total, kept))
@@ -47,6 +59,10 @@ class Max(NamedTuple):
 
     largest: Array
 
+    def wide(self, dtype: DTypeLike) -> "Max":
+        """The same: nothing is summed."""
+        return self
+
     def combine(self, kept: Array | None = None) -> "Max":
         """One, from parts stacked on a leading axis; of those that are `kept` (K,)."""
         return Max(jnp.max(_filled(self.largest, kept), 0))
@@ -57,20 +73,50 @@ class Max(NamedTuple):
 
 
 class Last(NamedTuple):
-    """That of the last part."""
+    """That of the last part: an array, or a tree of them."""
 
-    latest: Array
+    latest: Any
+
+    def wide(self, dtype: DTypeLike) -> "Last":
+        """The same: nothing is summed."""
+        return self
 
     def combine(self, kept: Array | None = None) -> "Last":
         """One, from parts stacked on a leading axis; of those that are `kept` (K,)."""
-        return Last(_filled(self.latest, kept)[-1])
+        return Last(jax.tree.map(lambda parts: _filled(parts, kept)[-1], self.latest))
 
-    def value(self) -> Array:
+    def value(self) -> Any:
         """The last."""
         return self.latest
 
 
 Reduction: TypeAlias = Mean | Sum | Max | Last
+
+RESERVED = frozenset(
+    {"loss", "gradient_norm", "empty", "clipped", "dropped", "skipped", "loss_scale"}
+)
+"""Names of what a training step reports itself."""
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuses metrics with names that would hide what a training step reports.
+
+    Raises:
+        ValueError: saying which.
+    """
+    for name in names:
+        if name in RESERVED:
+            raise ValueError(
+                f"no metric or objective may be named {name!r}, which a training step reports "
+                f"itself; reserved are {', '.join(sorted(RESERVED))}"
+            )
+
+
+def _wide(x: Array, dtype: DTypeLike) -> Array:
+    """A sum in `dtype`, or in its own where that is wider or no floating-point one."""
+    x = jnp.asarray(x)
+    wider = is_floating(x) and jnp.finfo(dtype).bits > jnp.finfo(x.dtype).bits
+    return x.astype(dtype) if wider else x
 
 
 def _added(parts: Array, kept: Array | None) -> Array:
@@ -135,3 +181,47 @@ def accuracy(
         )
     w = weights.astype(jnp.float32).reshape(weights.shape + (1,) * (hits.ndim - weights.ndim))
     return Mean(jnp.sum(w * hits.astype(w.dtype)), jnp.sum(jnp.broadcast_to(w, hits.shape)))
+
+
+def impossible_alignments(
+    logits: Float[Array, "B T V"], targets: ctc_targets.Targets, weights: Array | None = None
+) -> Mean:
+    """The share of examples that `bh.losses.ctc` cannot align and leaves out.
+
+    These have fewer frames than labels and blanks between equal ones. Of examples whose weight is
+    not 0; the total alone is how many there are.
+
+    Args:
+        logits: (B, T, V).
+        targets: those of `bh.losses.ctc`.
+        weights: per example, (B,).
+
+    Raises:
+        TypeError: for targets that `ctc` refuses.
+        ValueError: likewise.
+
+    Example:
+        >>> targets = {"labels": jnp.array([[1, 2], [2, 2]])}
+        >>> metric = impossible_alignments(jnp.zeros((2, 2, 3)), targets)
+        >>> int(metric.total), float(metric.value())
+        (1, 0.5)
+    """
+    ctc_targets.check(logits, targets, weights, 0)
+    fits = ctc_targets.read(logits, targets, 0).fits
+    seen = jnp.ones_like(fits) if weights is None else weights != 0
+    return Mean(
+        jnp.sum(seen & ~fits, dtype=jnp.int32).astype(jnp.float32),
+        jnp.sum(seen, dtype=jnp.int32).astype(jnp.float32),
+    )
+
+
+def state(predictions: Any, targets: Any, weights: Any = None) -> Last:
+    """The state that predictions (y, state) end in, from which the next window goes on.
+
+    Of one whole batch: a step that accumulates over micro-batches gives the last one's.
+
+    Example:
+        >>> float(state((jnp.ones(2), 3.0), None).value())
+        3.0
+    """
+    return Last(predictions[1])

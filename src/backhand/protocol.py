@@ -11,7 +11,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from backhand.contributions import map_owners
 from backhand.visit import Collect, Params, PyTree, Residuals, Rule, Visit, gradients
 
 OpType = TypeVar("OpType", bound="Op")
+Training: TypeAlias = Literal["frozen"] | bool
+"""The side input `training`: "frozen" is true, where the parameters stay as they are (`freeze`)."""
 
 
 @jax.tree_util.register_static
@@ -125,9 +127,11 @@ class Loss(Op):
         check: `(predictions, targets, weights) -> None`, run on the host before anything compiles;
             predictions are a `jax.ShapeDtypeStruct`, the others as the user gave them. Raises
             ValueError for values that the loss is not defined at.
+        has_targets: False where the loss is one of predictions alone, and its targets are None.
     """
 
     check: Callable[[Any, PyTree, PyTree], None] = lambda predictions, targets, weights: None
+    has_targets: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -317,12 +321,19 @@ def split_side(side: Mapping[str, Any]) -> tuple[dict[str, PyTree], dict[str, An
     return {name: side[name] for name in side.keys() - settings.keys()}, settings
 
 
-def need_floating(name: str, x: Array | jax.ShapeDtypeStruct) -> None:
+def need_floating(name: str, x: Any) -> None:
     """Refuses an input that has no cotangent.
 
     Raises:
-        TypeError: if x is not floating point.
+        TypeError: if x is not one array, or not floating point.
     """
+    if isinstance(x, dict | tuple | list):
+        parts = listed(x) if isinstance(x, dict) else f"{len(x)}"
+        first = 0 if not isinstance(x, dict) or not x else "x" if "x" in x else min(x)
+        raise TypeError(
+            f"{name} needs one array, got a {type(x).__name__} of {parts}; apply it to one of them "
+            f"with on({first!r}, ...), or go on with that alone by pick({first!r})"
+        )
     if not is_floating(x):
         raise TypeError(
             f"{name} needs floating-point input, got {x.dtype} of shape {x.shape}; "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
+from jax import Array
 
 from backhand.contributions import map_owners, total
 
@@ -79,11 +80,15 @@ class Collector:
             (`repeat` stacks depth in front); None where the arrays add up over micro-batches.
         degree: the power of the error that the arrays follow: 1 if twice the error gives twice
             the arrays, as with gradients; None if not a power.
+        onto: sums that gradients are to be added to, by the identity of the parameter; what has
+            been added to one comes back as `Summed`. A scan over depth carries them, so that it
+            need not stack the gradient first.
     """
 
     read: Callable[[Visit], PyTree]
     batch_axis: int | None = None
     degree: int | None = None
+    onto: Mapping[int, Array] = dataclasses.field(default_factory=dict)
 
     def __call__(self, visit: Visit) -> tuple[PyTree, PyTree]:
         """`collect(visit) -> (collected, dx)`, as `Layer.backward` takes it."""
@@ -91,6 +96,7 @@ class Collector:
 
 
 gradients = Collector(lambda visit: visit.dparams, degree=1)
+contributions = Collector(lambda visit: visit.contributions)
 
 
 def together(collectors: Mapping[str, Collect]) -> Collector:
@@ -99,6 +105,7 @@ def together(collectors: Mapping[str, Collect]) -> Collector:
     return Collector(
         lambda visit: _Row({n: c(visit)[0] for n, c in collectors.items()}),
         degree=1 if degrees <= {0, 1} else None,
+        onto=dict(pair for c in collectors.values() for pair in getattr(c, "onto", {}).items()),
     )
 
 
@@ -107,6 +114,16 @@ def apart(collected: PyTree, name: str) -> PyTree:
     return jax.tree.map(
         lambda row: row.values[name], collected, is_leaf=lambda node: isinstance(node, _Row)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Summed:
+    """A sum that something collected has been added to already.
+
+    No tree of arrays, so that arithmetic on it, as on a gradient, raises.
+    """
+
+    total: Array
 
 
 @jax.tree_util.register_dataclass

@@ -112,6 +112,68 @@ def test_an_equinox_gradient_function_is_accumulated_as_it_is(x64):
     assert_close(jax.jit(bh.accumulate(sums, 4))(params, data), truth)
 
 
+def streamed(function, params, data, micro_batches=4):
+    window = bh.accumulator(function, micro_batches)
+    sums = window.init(params, data)
+    for k in range(micro_batches):
+        part = jax.tree.map(lambda leaf, k=k: leaf[k::micro_batches], data)
+        sums = window.add(sums, params, part)
+    return window.take(sums)[0]
+
+
+def test_whole_models_of_flax_are_accumulated_as_they_are(x64):
+    """A model that holds its state may only be changed in the trace that it was made in."""
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Classifier(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(5, 3, rngs=rngs, dtype=float, param_dtype=float)
+
+        def __call__(self, x):
+            return self.linear(x)
+
+    def loss(model, batch):
+        return weighted(model(batch["inputs"]), batch)
+
+    model, data = Classifier(nnx.Rngs(0)), masked()
+    truth = nnx.value_and_grad(lambda m: jnp.divide(*loss(m, data)))(model)
+    sums = nnx.value_and_grad(loss, has_aux=True)
+    for value, grads in (
+        bh.accumulate(sums, 3)(model, data),
+        nnx.jit(bh.accumulate(sums, 3))(model, data),
+        streamed(sums, model, data),
+    ):
+        assert_close((value, jax.tree.leaves(grads)), (truth[0], jax.tree.leaves(truth[1])))
+
+
+def test_whole_models_of_equinox_are_accumulated_as_they_are(x64):
+    """Among their leaves are functions."""
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(5, 3, 4, 1, activation=jnp.tanh, dtype=float, key=jax.random.key(0))
+
+    def loss(model, batch):
+        return weighted(jax.vmap(model)(batch["inputs"]), batch)
+
+    data = masked()
+    truth = eqx.filter_value_and_grad(lambda m: jnp.divide(*loss(m, data)))(model)
+    sums = eqx.filter_value_and_grad(loss, has_aux=True)
+    assert_close(eqx.filter_jit(bh.accumulate(sums, 3))(model, data), truth)
+    assert_close(streamed(sums, model, data), truth)
+
+
+def test_a_batch_may_be_any_tree(x64):
+    params, predict = plain()
+
+    def loss(params, batch):
+        inputs, rest = batch
+        return weighted(predict(params, {"inputs": inputs}), rest)
+
+    data = masked()
+    batch = data.pop("inputs"), data
+    sums = jax.value_and_grad(loss, has_aux=True)
+    assert_close(streamed(sums, params, batch), bh.accumulate(sums, 4)(params, batch))
+
+
 def test_dropout_of_another_library_has_a_key_for_each_micro_batch(x64):
     eqx = pytest.importorskip("equinox")
     noise = eqx.nn.Dropout(0.5)
@@ -162,5 +224,3 @@ def test_trees_that_do_not_fit_are_refused(x64):
         bh.accumulate(sums, 2)(params, {**data, "targets": data["targets"][:6]})
     with pytest.raises(ValueError, match=r"one common first axis, got lengths \['none', 8\]"):
         bh.accumulate(sums, 2)(params, {**data, "temperature": jnp.ones(())})
-    with pytest.raises(ValueError, match="divides into 3 micro-batches, got 8 examples; fill it"):
-        bh.accumulate(sums, 3)(params, data)

@@ -43,7 +43,7 @@ def test_the_verdict_says_how_far_apart_the_worst_leaf_is():
 def test_losses_are_part_of_the_verdict():
     apart = report(row(), values=(1.0, 1.001))
     assert (apart.agrees, apart.values_agree) == (False, False)
-    with pytest.raises(AssertionError, match="the losses DIFFER"):
+    with pytest.raises(AssertionError, match="the values DIFFER"):
         apart.assert_close()
     assert not report(row(), values=(float("nan"), 1.0)).agrees
     assert report(row(), values=(1.0, 1.0 + 1e-6)).agrees

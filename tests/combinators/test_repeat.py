@@ -189,18 +189,42 @@ def test_a_checkpointed_context_is_stored_once_too(x64):
     assert residual_bytes(layer, params, x) == 4 * size + size + 3 * 4
 
 
+def scratch(inner, depth, batch, automatic=False):
+    """The scratch memory of a compiled gradient."""
+    objective = bh.objective(bh.repeat(inner, depth), bh.losses.mean_squared_error)
+    params = jax.eval_shape(lambda key: objective.init(key, batch), jax.random.key(0))
+    manual = bh.value_and_grad(objective)
+    autodiff = jax.value_and_grad(lambda params, batch: objective(params, batch))
+    return temporary_bytes(autodiff if automatic else manual, params, batch)
+
+
+def test_what_is_recomputed_is_a_choice_for_each_part_of_a_block():
+    """The part in `checkpoint` keeps its input, the other everything; so does the compiled step."""
+    x = jnp.zeros((64, 64))
+    part, other, depth = block(64, 256), block(64, 128), 24
+    layer = bh.repeat(bh.chain(bh.checkpoint(part), other), depth)
+
+    def stored(layer):
+        params = jax.eval_shape(layer.init, jax.random.key(0), x)
+        return residual_bytes(layer, params, x)
+
+    assert stored(layer) == depth * x.nbytes + stored(bh.repeat(other, depth))
+    batch = {"inputs": x, "targets": x}
+    both, partly = (
+        scratch(bh.chain(around(part), other), depth, batch)
+        for around in (lambda inner: inner, bh.checkpoint)
+    )
+    spared = stored(bh.repeat(part, depth)) - depth * x.nbytes
+    assert both - partly > 0.9 * spared, (both - partly) / spared
+
+
 def test_a_checkpointed_block_keeps_its_input_alone():
     """Its scratch memory is below a quarter at depth 24, and that of `jax.checkpoint` in a scan."""
     x = jnp.zeros((64, 64))
     batch = {"inputs": x, "targets": x}
 
     def measured(around, depth, automatic=False):
-        layer = bh.repeat(around(block(64, 256)), depth)
-        objective = bh.objective(layer, bh.losses.mean_squared_error)
-        params = jax.eval_shape(lambda key: objective.init(key, batch), jax.random.key(0))
-        manual = bh.value_and_grad(objective)
-        autodiff = jax.value_and_grad(lambda params, batch: objective(params, batch))
-        return temporary_bytes(autodiff if automatic else manual, params, batch)
+        return scratch(around(block(64, 256)), depth, batch, automatic)
 
     kept, saved = measured(lambda inner: inner, 24), measured(bh.checkpoint, 24)
     assert saved < 0.25 * kept, saved / kept

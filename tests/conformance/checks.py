@@ -91,6 +91,13 @@ def automatic(function, arguments, dy):
     return jax.vjp(lambda leaves: function(*rebuild(leaves)), leaves)[1](dy)[0]
 
 
+def both_sides(op, arguments, dy):
+    """Output and cotangents by path: by hand, and by JAX of the reference."""
+    y, residuals = op.forward(*arguments)
+    ours = y, aligned(arguments, op.cotangents(residuals, dy))
+    return ours, (op.reference(*arguments), automatic(op.reference, arguments, dy))
+
+
 def call(row):
     """The row as a function whose `jax.grad` runs the hand-written backward."""
     if isinstance(row.function, bh.Op):

@@ -60,6 +60,8 @@ def test_a_view_of_a_numpy_array_is_as_good_as_an_array(row, x64, unchecked):
 # Only move numbers, whatever they are; or a table, which is a parameter. Targets, weights and the
 # parameters of an op may be integers too.
 TAKE_INTEGERS = {
+    "combinators.on",
+    "combinators.pick",
     "combinators.rename",
     "layers.flatten",
     "layers.reshape",

@@ -50,6 +50,7 @@ def splits(row, arguments, axis=None):
 
 PARAMETRIC = [row for row in ROWS if "model" in str(splits(row, row.arguments(), "model"))]
 SPLITTABLE = [row for row in PARAMETRIC if "split parameters" not in row.without]
+BATCHED = [row for row in DISTINCT if "data" in str(splits(row, row.arguments()))]
 UNSPLITTABLE = [row for row in ROWS if "split parameters" in row.without]
 
 
@@ -120,7 +121,7 @@ def test_what_cannot_have_split_parameters_says_so_itself(row):
         explicit(row, "model")
 
 
-@pytest.mark.parametrize("row", DISTINCT, ids=repr)
+@pytest.mark.parametrize("row", BATCHED, ids=repr)
 def test_inside_shard_map_a_replicated_weight_gets_the_sum_over_the_shards(row):
     """By the backward, and by `jax.vjp` of the call."""
     arguments, dy = problem(row, B=8)

@@ -68,6 +68,12 @@ def test_a_missing_data_set_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("error: digits() needs scikit-learn\n")
 
 
+def test_backhand_compare_finds_two_gradients_that_agree():
+    report = digits.audit()
+    assert report.agrees
+    assert len(report.rows) == 6
+
+
 def test_images_are_drawn_side_by_side():
     ink = np.zeros((2, 64), np.float32)
     ink[0, 0], ink[1, 63] = 1, 1

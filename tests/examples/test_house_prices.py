@@ -60,7 +60,7 @@ def test_a_short_run_beats_the_mean_by_far_and_comes_near_the_noise(run, capsys)
     text = capsys.readouterr().out
     assert "in euros" in text
     assert "20,000" in text
-    assert text.endswith("tolerance 4.8e-05\n")
+    assert text.endswith("tolerance 9.5e-06\n")
 
 
 def test_a_table_with_categories_and_missing_cells_is_read_and_learned(run, table, capsys):

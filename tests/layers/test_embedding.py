@@ -52,3 +52,15 @@ def test_what_is_no_table_is_refused(unchecked, nothing_compiles):
             jax.eval_shape(
                 bh.embedding(3, 2), {"table": shape((3, 2), "float32")}, shape((2,), "float32")
             )
+
+
+def test_an_embedding_says_what_is_computed_in_after_it():
+    ids = labels(0, 7, 2, 5)
+    layer = bh.embedding(7, 4, dtype=jnp.bfloat16)
+    params = initial(layer, ids)
+    y, residuals = layer.forward(params, ids)
+    assert (y.dtype, params["table"].dtype) == (jnp.bfloat16, jnp.float32)
+    dparams, _ = layer.backward(params, residuals, jnp.ones_like(y))
+    assert dparams["table"].dtype == jnp.float32
+    with pytest.raises(TypeError, match="embedding needs a floating-point dtype, got int32"):
+        bh.embedding(7, 4, dtype=jnp.int32)

@@ -125,6 +125,65 @@ def test_training_moves_running_statistics_by_the_data_alone(x64, gradients, acc
     assert jnp.max(jnp.abs(state.params["norm"]["scale"] - params["norm"]["scale"])) > 0.1
 
 
+def test_statistics_leave_padding_out(x64):
+    layer, x = bh.batch_norm(decay=0.9), normal(0, 4, 3, 2)
+    mask = jnp.arange(3)[None] < jnp.array([3, 1, 0, 2])[:, None]
+    params = initial(layer, x)
+    assert_backward_is_the_gradient(layer, params, x, training=True, mask=mask)
+    y, residuals = layer.forward(params, x, training=True, mask=mask)
+    seen = layer.backward(params, residuals, y, bh.statistics, training=True, mask=mask)[0]
+    assert seen["running"].count == 6
+    old, new = params["running"], bh.merge_statistics(params, seen)["running"]
+    assert_close(new.mean, 0.9 * old.mean + 0.1 * x[mask].mean(0))
+    assert_close(new.var, 0.9 * old.var + 0.1 * x[mask].var(0), 1e-10)
+    evaluated = layer(params, x, training=False, mask=mask)
+    assert_close(evaluated, layer(params, x, training=False), 0)
+
+
+@pytest.mark.parametrize("gradients", ["manual", "automatic"])
+def test_frozen_for_fine_tuning_it_trains_by_what_it_learned(x64, gradients):
+    """A step sees the running statistics, leaves them be, and passes blame through them."""
+    fixed = bh.chain(norm=bh.batch_norm(decay=0.5), act=bh.tanh())
+    model = bh.chain(below=bh.dense(3), fixed=bh.freeze(fixed), out=bh.dense(2))
+    objective = bh.objective(model, bh.losses.mean_squared_error)
+    batch = {"inputs": normal(0, 5, 3), "targets": normal(1, 5, 2)}
+    params = spread(objective.init(jax.random.key(0), batch))
+    step = bh.train_step(objective, optax.sgd(0.1), gradients=gradients)
+    state, metrics = step(bh.train_state(params, optax.sgd(0.1)), batch)
+
+    def evaluated(params):
+        return objective(params, batch, training=False)
+
+    value, grads = jax.value_and_grad(evaluated)(params)
+    assert_close(metrics["loss"], value)
+    assert_close(state.params["fixed"], params["fixed"], 0)
+    for name in ("below", "out"):
+        truth = jax.tree.map(lambda p, g: p - 0.1 * g, params[name], grads[name])
+        assert_close(state.params[name], truth)
+
+
+def test_dropout_stays_where_parameters_are_frozen():
+    layer = bh.freeze(bh.chain(bh.batch_norm(eps=0.0), bh.dropout(0.5)))
+    x = jnp.ones((64, 8))
+    params = layer.init(jax.random.key(0), x)
+    y = layer(params, x, training=True, key=jax.random.key(1))
+    assert set(jnp.unique(y).tolist()) == {0.0, 2.0}
+    assert_close(layer(params, x, training=False), x)
+
+
+@pytest.mark.parametrize("layer", [bh.group_norm(2), bh.instance_norm(), bh.rms_norm()], ids=repr)
+def test_other_norms_have_the_gradient_of_autodiff(x64, layer):
+    x = normal(0, 3, 2, 2, 4)
+    params = initial(layer, x)
+    assert_backward_is_the_gradient(layer, params, x)
+    assert_close(layer(params, x)[1:2], layer(params, x[1:2]))
+
+
+def test_features_that_groups_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"divides the 6 features .*groups=4"):
+        bh.group_norm(4).init(jax.random.key(0), jax.ShapeDtypeStruct((2, 6), "float32"))
+
+
 def test_layer_norm_looks_at_one_position_alone(x64):
     x = normal(0, 3, 2, 4)
     layer = bh.layer_norm(eps=1e-12)
@@ -139,7 +198,7 @@ def test_what_cannot_be_normalized_is_refused(nothing_compiles):
     with nothing_compiles():
         with pytest.raises(ValueError, match=r"decay in \[0, 1\], got 1.5"):
             bh.batch_norm(decay=1.5)
-        for layer in (bh.batch_norm(), bh.layer_norm()):
+        for layer in (bh.batch_norm(), bh.layer_norm(), bh.rms_norm(), bh.instance_norm()):
             with pytest.raises(ValueError, match=rf"{layer.name} needs x of shape .*got \(3,\)"):
                 jax.eval_shape(layer.init, key, jax.ShapeDtypeStruct((3,), "float32"))
             with pytest.raises(TypeError, match="floating-point input, got int32 of shape"):

@@ -102,3 +102,15 @@ def test_wrong_weights_are_refused(unchecked, nothing_compiles):
             check_weights(None, None, np.asarray([[1.0, 0], [-2, -1]]))
     check_weights(None, None, np.zeros(3, bool))
     check_weights(None, None, None)
+
+
+def test_a_negative_weight_on_the_device_makes_the_loss_and_its_gradient_nan():
+    squared = bh.losses.mean_squared_error
+    weights = jnp.asarray([1.0, -1.0, 0.0])
+
+    def loss(p):
+        total, weight = squared(p, jnp.zeros((3, 2)), weights)
+        return total / weight
+
+    value, gradient = jax.value_and_grad(loss)(jnp.ones((3, 2)))
+    assert jnp.isnan(value) and jnp.isnan(gradient).all()

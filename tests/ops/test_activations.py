@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import backhand as bh
+from tests.ops.reference import assert_is_its_reference
 from tests.support import assert_close, normal
 
 ELEMENTWISE = {
@@ -32,6 +35,21 @@ def test_values_and_slopes_are_those_of_jax_at_zero_and_at_extremes(x64, name):
         return [(f(x), jax.vmap(jax.grad(f))(x)) for f in (ours, theirs)]
 
     assert_close(*run(x))
+
+
+OPS = [*(op for op, _ in ELEMENTWISE.values()), bh.ops.softmax]
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(range(len(OPS))),
+    st.sampled_from([(1,), (5,), (2, 3), (2, 1, 3)]),
+    st.sampled_from([1e-3, 1.0, 10.0, 300.0]),
+    st.integers(0, 1000),
+)
+def test_any_shape_and_size_has_the_gradient_of_autodiff(index, shape, size, seed):
+    x = size * np.random.default_rng(seed).standard_normal(shape)
+    assert_is_its_reference(OPS[index], (x,), seed, floor=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

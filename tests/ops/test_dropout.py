@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import backhand as bh
+from tests.ops.reference import assert_is_its_reference
 from tests.support import assert_identical
 
 KEY = jax.random.key(0)
@@ -20,6 +23,17 @@ def test_the_mean_stays_and_the_share_is_dropped(rate):
     assert abs(dropped - rate) <= 5 * spread
     assert abs(y.mean() - 1) <= 5 * spread / (1 - rate) + 1e-6
     assert np.unique(y[y != 0]) == pytest.approx([1 / (1 - rate)], rel=1e-4)
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from([(1,), (5,), (2, 3), (2, 0), (2, 1, 3)]),
+    st.sampled_from([0.0, 0.1, 0.5, 0.9]),
+    st.integers(0, 1000),
+)
+def test_any_shape_rate_and_key_has_the_gradient_of_autodiff(shape, rate, seed):
+    x = np.random.default_rng(seed).standard_normal(shape)
+    assert_is_its_reference(bh.ops.dropout, (x, jax.random.key(seed)), seed, rate=rate)
 
 
 def test_backward_drops_what_forward_dropped():

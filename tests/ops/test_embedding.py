@@ -1,11 +1,14 @@
 """Embedding: rows by id, their blame, and ids that do not exist."""
 
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import backhand as bh
+from tests.conformance.checks import both_sides
 from tests.support import assert_close, labels, normal
 
 
@@ -20,9 +23,31 @@ def test_a_row_is_blamed_for_every_place_that_read_it(x64):
     assert not dtable[2:4].any()
 
 
-def test_an_id_outside_is_noticed():
-    rows = bh.ops.embedding(jnp.ones((3, 2)), jnp.asarray([0, 3, -1, -4]))
+COMPILED = jax.jit(lambda arguments, dy: both_sides(bh.ops.embedding, arguments, dy))
+
+
+@given(
+    st.sampled_from([(4,), (2, 3), (1, 1, 6)]),
+    st.sampled_from([(5, 3), (300, 1)]),
+    st.lists(st.integers(-5, 4), min_size=6, max_size=6),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_any_ids_give_the_references_rows_and_blame(shape, table, drawn, seed):
+    with jax.enable_x64(True):
+        ids = jnp.asarray(drawn[: np.prod(shape)], jnp.int32).reshape(shape)
+        dy = normal(seed, *shape, table[1])
+        assert_close(*COMPILED((normal(seed + 1, *table), ids), dy))
+
+
+def test_an_id_outside_is_refused_where_it_is_known_and_noticed_where_it_is_not():
+    table, ids = jnp.ones((3, 2)), jnp.asarray([0, 3, -1, -4])
+    rows = jax.jit(bh.ops.embedding)(table, ids)
     assert jnp.isnan(rows).all(1).tolist() == [False, True, False, True]
+    with pytest.raises(ValueError, match=r"ids from -3 to 2, for a table of 3 rows; got -4 at"):
+        bh.ops.embedding(table, ids)
+    with pytest.raises(ValueError, match=r"got 3 at \[1\]"):
+        bh.embedding(3, 2)({"table": table}, np.asarray([0, 3]))
     assert_close(bh.ops.embedding(jnp.eye(3), jnp.asarray([-1]))[0], jnp.eye(3)[2])
 
 

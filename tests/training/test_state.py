@@ -7,7 +7,7 @@ import pytest
 
 import backhand as bh
 from backhand.training.state import learned, learning
-from tests.support import assert_close, assert_identical, normal, spread
+from tests.support import assert_identical, spread
 
 MODEL = bh.chain(norm=bh.batch_norm(), out=bh.dense(2))
 
@@ -55,16 +55,19 @@ def test_frozen_paths_are_patterns():
         bh.train_state(params, optax.adam(0.1), frozen=["ou/*"])
 
 
-def test_an_average_follows_the_parameters(x64):
-    optimizer = optax.sgd(0.5)
-    objective = bh.objective(MODEL, bh.losses.mean_squared_error)
-    batch = {"inputs": normal(0, 4, 3), "targets": normal(1, 4, 2)}
-    state = bh.train_state(parameters(), optimizer, ema_decay=0.9)
-    step, expected = bh.train_step(objective, optimizer), parameters()
-    for _ in range(3):
-        state, _ = step(state, batch)
-        expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected, state.params)
-    assert_close(state.average.params, expected)
+def test_an_average_of_low_precision_parameters_is_kept_in_float32():
+    zeros, ones = (
+        {"w": fill((), jnp.bfloat16), "n": jnp.arange(2)} for fill in (jnp.zeros, jnp.ones)
+    )
+    average = bh.train_state(zeros, optax.sgd(0.1), ema_decay=0.999).average
+
+    @jax.jit
+    def after(average, steps):
+        return jax.lax.fori_loop(0, steps, lambda _, average: average.updated(ones), average)
+
+    average = after(average, 2000)
+    assert (average.params["w"].dtype, average.params["n"].dtype) == (jnp.float32, jnp.int32)
+    assert float(average.params["w"]) == pytest.approx(1 - 0.999**2000, rel=1e-4)
 
 
 def test_what_makes_no_state_is_refused(unchecked, nothing_compiles):
@@ -77,5 +80,6 @@ def test_what_makes_no_state_is_refused(unchecked, nothing_compiles):
         for decay in (-0.1, 1.0):
             with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\), got"):
                 bh.train_state(params, optax.sgd(0.1), ema_decay=decay)
-        with pytest.raises(ValueError, match=r"loss_scale must be 1 or more, got 0.5"):
-            bh.train_state(params, optax.sgd(0.1), loss_scale=0.5)
+        for scale in (0.5, float("inf"), float("nan")):
+            with pytest.raises(ValueError, match=r"loss_scale must lie in \[1, 2\*\*24\], got"):
+                bh.train_state(params, optax.sgd(0.1), loss_scale=scale)

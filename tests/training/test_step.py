@@ -1,6 +1,8 @@
 """The step: one compilation, donated state, the same run from the same key."""
 
-import chex
+import contextlib
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,14 @@ import pytest
 
 import backhand as bh
 from tests.support import assert_close, assert_identical, labels, normal, spread
+from tests.training.common import (
+    FROZEN,
+    NOISY,
+    OBJECTIVE,
+    batch,
+    begin,
+    stacked,
+)
 
 TRACES = []
 
@@ -111,17 +121,6 @@ def test_a_run_is_a_function_of_its_key():
     assert len(set(losses)) == 3  # every step drops its own
 
 
-def test_a_run_goes_on_from_its_state_alone():
-    of, optimizer = objective(noise=0.5), optax.adam(0.1)
-    state = bh.train_state(parameters(of), optimizer, key=jax.random.key(0))
-    state, _ = bh.train_step(of, optimizer)(state, BATCH)
-    arrays, structure = jax.tree.flatten(state._replace(key=jax.random.key_data(state.key)))
-    saved = structure.unflatten([np.asarray(leaf) for leaf in arrays])
-    back = saved._replace(key=jax.random.wrap_key_data(jnp.asarray(saved.key)))
-    again, _ = bh.train_step(of, optimizer)(jax.tree.map(jnp.asarray, back), BATCH)
-    assert_identical(again.params, run(of, optimizer, 2, key=jax.random.key(0))[0])
-
-
 RULES = {
     "momentum": optax.sgd(0.1, momentum=0.9),
     "adamw": optax.adamw(0.05, weight_decay=0.1),
@@ -158,21 +157,154 @@ def test_a_step_in_micro_batches_is_the_step(x64, gradients):
     assert_close(parts, whole, 1e-9)
 
 
+# Many steps in one call, and the state ------------------------------------------------------------
+
+
+def many(optimizer, calls, steps, objective=NOISY, **settings):
+    """(state, losses) after calls of steps, every step with its own batch."""
+    state = begin(optimizer, objective, key=jax.random.key(7), ema_decay=0.9)
+    step = bh.train_step(objective, optimizer, steps_per_call=steps, **settings)
+    losses = []
+    for call in range(calls):
+        data = stacked(steps, call * steps)
+        data = data if steps > 1 else jax.tree.map(lambda leaf: leaf[0], data)
+        state, metrics = step(state, data)
+        losses.append(np.atleast_1d(metrics["loss"]))
+    state = state._replace(key=jax.random.key_data(state.key))
+    return state, np.concatenate(losses)
+
+
+OPTIMIZER = optax.adamw(optax.linear_schedule(1e-2, 1e-3, 10))
+
+
+def test_calls_of_other_lengths_agree_bit_for_bit():
+    assert_identical(many(OPTIMIZER, 2, 3), many(OPTIMIZER, 3, 2))
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVE, NOISY], ids=["plain", "noisy"])
+def test_many_steps_in_one_call_agree_with_as_many_calls_bit_for_bit(objective):
+    together, apart = (many(OPTIMIZER, *calls, objective) for calls in ((1, 6), (6, 1)))
+    assert_identical(together, apart)
+
+
+def test_key_schedule_and_count_live_in_the_state():
+    """Another step, made anew, continues where the state says, not where it began."""
+    straight, losses = many(OPTIMIZER, 6, 1)
+    state = begin(OPTIMIZER, NOISY, key=jax.random.key(7), ema_decay=0.9)
+    seen = []
+    for n in range(6):
+        step = bh.train_step(NOISY, optax.adamw(optax.linear_schedule(1e-2, 1e-3, 10)))
+        state, metrics = step(state, jax.tree.map(lambda leaf: leaf[0], stacked(1, n)))
+        seen.append(metrics["loss"])
+    assert_identical(np.asarray(seen), losses)
+    assert_identical(state._replace(key=jax.random.key_data(state.key)), straight)
+    assert int(state.step) == 6
+
+
+def test_a_state_is_saved_and_continues_bit_for_bit():
+    step = bh.train_step(NOISY, OPTIMIZER, accumulate=2)
+
+    def run(state, *seeds):
+        for seed in seeds:
+            state, metrics = step(state, batch(seed))
+        return state, metrics
+
+    def new():
+        return begin(OPTIMIZER, NOISY, key=jax.random.key(7), ema_decay=0.9, loss_scale=4.0)
+
+    straight = run(new(), 0, 1, 2, 3)
+    state, _ = run(new(), 0, 1)
+    leaves, structure = jax.tree.flatten(state._replace(key=jax.random.key_data(state.key)))
+    file = io.BytesIO()
+    np.savez(file, *leaves)
+    file.seek(0)
+    with np.load(file) as saved:
+        state = jax.tree.unflatten(structure, [jnp.asarray(saved[name]) for name in saved])
+    resumed = run(state._replace(key=jax.random.wrap_key_data(state.key)), 2, 3)
+    words = [(s._replace(key=jax.random.key_data(s.key)), m) for s, m in (straight, resumed)]
+    assert_identical(*words)
+
+
+# No hidden waiting --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def nothing_waits(monkeypatch):
+    """A context in which it is an error to read an array from the device, or to wait for one."""
+
+    def wait(*_, **__):
+        raise AssertionError("waited for the device")
+
+    def of_the_host(function):
+        def guarded(x, *args, **given):
+            return wait() if isinstance(x, jax.Array) else function(x, *args, **given)
+
+        return guarded
+
+    with monkeypatch.context() as patch:
+        kind = type(jnp.zeros(()))
+        patch.setattr(kind, "_value", property(wait))  # float, bool, jax.device_get
+        patch.setattr(kind, "block_until_ready", wait)
+        patch.setattr(kind, "item", wait)
+        for name in ("asarray", "array"):
+            patch.setattr(np, name, of_the_host(getattr(np, name)))
+        yield
+
+
+WAYS_TO_WAIT = {
+    "float": float,
+    "bool": bool,
+    "item": lambda x: x.item(),
+    "device_get": jax.device_get,
+    "block_until_ready": jax.block_until_ready,
+    "asarray": lambda x: np.asarray(x),
+    "array": lambda x: np.array(x),
+}
+
+
+def test_a_step_does_not_wait_for_the_device(monkeypatch):
+    optimizer = optax.adamw(1e-3)
+    state = begin(optimizer, NOISY, key=jax.random.key(0), ema_decay=0.9, loss_scale=8.0)
+    step = bh.train_step(NOISY, optimizer, accumulate=2, clip_norm=1.0, nonfinite="skip")
+    data = batch()
+    state, _ = step(state, data)
+    with nothing_waits(monkeypatch):
+        for _ in range(3):
+            state, metrics = step(state, data)
+        for way in WAYS_TO_WAIT.values():
+            with pytest.raises(AssertionError, match="waited for the device"):
+                way(metrics["loss"])
+    assert int(state.step) == 4
+
+
 # Refusals -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "error", "message"),
     [
-        ({"gradients": "auto"}, "'manual' or 'automatic', got 'auto'"),
-        ({"accumulate": 0}, "at least 1 micro-batch, got 0"),
-        ({"clip_norm": 0.0}, "clip_norm must be above 0, got 0.0"),
-        ({"nonfinite": "ignore"}, "'keep', 'drop' or 'skip', got 'ignore'"),
-        ({"steps_per_call": 0}, "steps_per_call must be at least 1, got 0"),
+        ({"gradients": "auto"}, ValueError, "'manual' or 'automatic', got 'auto'"),
+        ({"accumulate": 0}, ValueError, "at least 1 micro-batch, got 0"),
+        ({"clip_norm": 0.0}, ValueError, "clip_norm must be above 0, got 0"),
+        ({"clip_norm": float("nan")}, ValueError, "clip_norm must be above 0, got nan"),
+        ({"clip_layer_norm": -1.0}, ValueError, "clip_layer_norm must be above 0, got -1"),
+        ({"clip_example_norm": 0.0}, ValueError, "a norm above 0, got 0"),
+        (
+            {"gradients": "automatic", "clip_example_norm": 1.0},
+            ValueError,
+            "needs the hand-written reverse",
+        ),
+        ({"nonfinite": "ignore"}, ValueError, "'keep', 'drop' or 'skip', got 'ignore'"),
+        ({"steps_per_call": 0}, ValueError, "steps_per_call must be at least 1, got 0"),
+        ({"steps_per_call": 2.5}, TypeError, "float.* cannot be interpreted as an integer"),
+        ({"dtype": jnp.int32}, ValueError, "dtype must be a floating-point one, got int32"),
     ],
+    ids=str,
 )
-def test_settings_that_mean_nothing_are_refused(unchecked, nothing_compiles, settings, message):
-    with nothing_compiles(), pytest.raises(ValueError, match=message):
+def test_settings_that_mean_nothing_are_refused(
+    unchecked, nothing_compiles, settings, error, message
+):
+    with nothing_compiles(), pytest.raises(error, match=message):
         bh.train_step(objective(), optax.sgd(0.1), **settings)
 
 
@@ -197,18 +329,6 @@ def test_a_bad_batch_is_refused_before_anything_compiles(unchecked, nothing_comp
         step(state, BATCH | {"targets": np.full(8, 9, BATCH["targets"].dtype)})
 
 
-def test_a_state_of_another_optimizer_or_without_a_key_is_refused(nothing_compiles):
-    of = objective(noise=0.5)
-    params = parameters(of)
-    adam = bh.train_state(params, optax.adam(0.1), key=jax.random.key(0))
-    keyless = bh.train_state(params, optax.sgd(0.1))
-    with nothing_compiles():
-        with pytest.raises(ValueError, match=r"not one of these parameters and this optimizer"):
-            bh.train_step(of, optax.sgd(0.1, momentum=0.9))(adam, BATCH)
-        with pytest.raises(ValueError, match="dropout needs a key while training"):
-            bh.train_step(of, optax.sgd(0.1))(keyless, BATCH)
-
-
 def test_a_state_that_was_used_up_or_is_none_is_refused(unchecked):
     state = bh.train_state(parameters(), optax.sgd(0.1), key=jax.random.key(0))
     step = bh.train_step(objective(), optax.sgd(0.1))
@@ -219,12 +339,39 @@ def test_a_state_that_was_used_up_or_is_none_is_refused(unchecked):
         step(parameters(), BATCH)
 
 
-def test_a_step_traces_its_objective_once():
-    once = chex.assert_max_traces(bh.metrics.accuracy, n=1)
-    step = bh.train_step(objective(metrics={"accuracy": once}), optax.sgd(0.1))
-    state = bh.train_state(parameters(), optax.sgd(0.1), key=jax.random.key(0))
-    for _ in range(3):
-        state, _ = step(state, BATCH)
-    with pytest.raises(AssertionError, match="traced > 1 times"):
-        step(state, jax.tree.map(lambda leaf: leaf[:4], BATCH))
-    chex.clear_trace_counter()
+def test_a_state_or_batch_that_does_not_fit_is_refused_before_anything_compiles(nothing_compiles):
+    adam, sgd = optax.adam(1e-3), optax.sgd(0.1)
+    state, data = begin(adam), jax.tree.map(np.asarray, batch())
+    wider = bh.objective(
+        bh.chain(hidden=bh.dense(7), act=bh.tanh(), out=bh.dense(3)),
+        bh.losses.softmax_cross_entropy,
+    )
+    theirs = begin(adam, wider)
+    frozen = begin(adam, frozen=FROZEN)
+    step = bh.train_step(OBJECTIVE, adam)
+    step(begin(adam), data)  # a state that fits does not vouch for another
+    batches = jax.tree.map(lambda leaf: leaf[None], data)
+    foreign = state._replace(opt_state=theirs.opt_state)
+    low = state._replace(opt_state=optax.tree.cast(state.opt_state, jnp.bfloat16))
+    noisy, keyless = objective(noise=0.5), bh.train_state(parameters(), sgd)
+    with nothing_compiles():
+        with pytest.raises(ValueError, match="optimizer state is not one of these parameters"):
+            bh.train_step(OBJECTIVE, sgd)(state, data)
+        with pytest.raises(ValueError, match="optimizer state is not one of these parameters"):
+            step(foreign, data)
+        with pytest.raises(ValueError, match="with the optimizer and the `frozen` of the step"):
+            step(frozen, data)
+        with pytest.raises(ValueError, match="optimizer state is not one of these parameters"):
+            step(low, data)
+        with pytest.raises(ValueError, match="dropout needs a key while training"):
+            bh.train_step(noisy, sgd)(keyless, BATCH)
+        with pytest.raises(ValueError, match="float16 needs a loss scale"):
+            bh.train_step(OBJECTIVE, adam, dtype=jnp.float16)(state, data)
+        with pytest.raises(ValueError, match=r"need arrays of shape \(2, B, ...\), got \(1, 8"):
+            bh.train_step(OBJECTIVE, adam, steps_per_call=2)(state, batches)
+        with pytest.raises(ValueError, match="weights must be 0 or more"):
+            step(state, {**data, "weights": -np.ones(8, np.float32)})
+        with pytest.raises(ValueError, match="frozen: no parameter is at 'head/"):
+            bh.train_step(OBJECTIVE, adam, frozen=["head/*"])(state, data)
+        with pytest.raises(ValueError, match="one common first axis"):
+            step(state, {**data, "targets": data["targets"][:3]})

@@ -2,7 +2,12 @@
 
 import dataclasses
 import math
+import textwrap
 from typing import Any
+
+import numpy as np
+
+from backhand.audit.result import Cause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +25,8 @@ class Row:
         norm_ratio: the norm of the first over that of the second; 1 for two zeros.
         agrees: whether the relative difference is within the tolerance, or rounding explains it.
         note: why it agrees or not, where the numbers alone do not say.
+        cause: how it is wrong; None where it agrees.
+        gradients: the two, for a picture of their difference; not in `to_dict`.
     """
 
     path: str
@@ -32,6 +39,24 @@ class Row:
     norm_ratio: float
     agrees: bool
     note: str = ""
+    cause: Cause | None = None
+    gradients: tuple[np.ndarray, np.ndarray] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
+
+    @property
+    def stacked(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The two gradients under S errors of the output, (S, *shape), if they are kept."""
+        if self.gradients is None or np.ndim(self.gradients[1]) != len(self.shape):
+            return self.gradients
+        ours, other = self.gradients
+        return ours[None], other[None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain Python values, without the gradients."""
+        values = dataclasses.asdict(dataclasses.replace(self, gradients=None))
+        del values["gradients"]
+        return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +66,11 @@ class Report:
     Attributes:
         rows: one for each leaf, in the order of the model's layers.
         names: what the two gradients are called.
-        values: the two losses.
+        values: the two losses; of an output that is no single number, its norms.
+        scalar: whether the output is a single number.
         tolerance: the relative difference up to which a leaf agrees.
+        outputs_agree: whether the values do, element by element; None to hold `values` against the
+            tolerance.
         agrees: the verdict: every leaf does, and so do the losses.
     """
 
@@ -50,6 +78,8 @@ class Report:
     names: tuple[str, str]
     values: tuple[float, float]
     tolerance: float
+    outputs_agree: bool | None = None
+    scalar: bool = True
 
     @property
     def agrees(self) -> bool:
@@ -59,6 +89,8 @@ class Report:
     @property
     def values_agree(self) -> bool:
         """Whether the two losses agree."""
+        if self.outputs_agree is not None:
+            return self.outputs_agree
         a, b = self.values
         return a == b or abs(a - b) <= self.tolerance * max(abs(a), abs(b))
 
@@ -75,10 +107,17 @@ class Report:
         """Everything in the report as plain Python values, ready for JSON."""
         return {
             "agrees": self.agrees,
+            "values_agree": self.values_agree,
             "tolerance": self.tolerance,
             "values": dict(zip(self.names, self.values, strict=True)),
-            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "rows": [row.to_dict() for row in self.rows],
         }
+
+    def _repr_html_(self) -> str:
+        """The report as a notebook shows it."""
+        from backhand.audit.html import of_report
+
+        return of_report(self)
 
     def __str__(self) -> str:
         """A table of at most 100 columns."""
@@ -88,8 +127,16 @@ class Report:
         widths[0] = min(widths[0], 100 - sum(widths[1:]) - 2 * (len(head) - 1))
         lines = ["  ".join(_fit(c, w) for c, w in zip(line, widths, strict=True)) for line in table]
         lines.insert(1, "  ".join("-" * w for w in widths))
-        notes = [f"{row.path}: {row.note}" for row in self.rows if row.note]
-        return "\n".join([line.rstrip() for line in lines] + notes + [self.verdict])
+        notes = [
+            line
+            for row in self.rows
+            for text in (row.note, row.cause.message if row.cause else "")
+            if text
+            for line in textwrap.wrap(f"{row.path}: {text}", 100, subsequent_indent="    ")
+        ]
+        return "\n".join(
+            [line.rstrip() for line in lines] + notes + textwrap.wrap(self.verdict, 100)
+        )
 
     @property
     def verdict(self) -> str:
@@ -104,9 +151,12 @@ class Report:
                 f"relative difference {worst:.1e}, tolerance {self.tolerance:.1e}"
                 + (f"; {settled} by float64" if settled else "")
             )
+        sizes = f"{first} {self.values[0]!r}, {second} {self.values[1]!r}"
+        values = f"values DIFFER: {sizes}" if self.scalar else f"outputs DIFFER; norms: {sizes}"
         if count:
-            return f"{first} and {second} gradients DIFFER in {count} of {len(self.rows)} leaves"
-        return f"the losses DIFFER: {first} {self.values[0]!r}, {second} {self.values[1]!r}"
+            leaves = f"{first} and {second} gradients DIFFER in {count} of {len(self.rows)} leaves"
+            return leaves if self.values_agree else f"{leaves}, and the {values}"
+        return f"the gradients agree, but the {values}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

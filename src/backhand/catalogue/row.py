@@ -20,8 +20,12 @@ from backhand.contributions import Running, is_running
 from backhand.protocol import Layer, Op
 from backhand.visit import PyTree, Residuals
 
-SIZES = {"B": 4, "T": 3, "D": 8, "I": 8, "O": 4, "V": 12}
-"""The length of each axis, unless told otherwise; all but T divide over four devices."""
+SIZES = {
+    **{"B": 4, "T": 3, "D": 8, "I": 8, "O": 4, "V": 12},
+    **{"H": 4, "K": 2, "S": 5, "U": 4, "3U": 12, "4U": 16},
+}
+"""The length of each axis, unless told otherwise; all but K, S and T divide over four
+devices."""
 
 KINDS: dict[str, Callable[..., np.ndarray]] = {
     "normal": lambda rng, shape, below: rng.normal(size=shape),
@@ -124,7 +128,7 @@ class Row:
     def __repr__(self) -> str:
         """What tells it from other rows: losses.huber(weights, delta=0.5)."""
         kinds = [spec.kind for spec in jax.tree.leaves(self.inputs) if spec.kind != "normal"]
-        given = {**self.settings, **self.plain}
+        given = {k: getattr(v, "name", v) for k, v in {**self.settings, **self.plain}.items()}
         return f"{self.name}({', '.join([*kinds, *(f'{k}={v!r}' for k, v in given.items())])})"
 
     @functools.cached_property

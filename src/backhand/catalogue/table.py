@@ -15,7 +15,16 @@ from jax import Array, lax
 
 from backhand import combinators, layers, losses, ops
 from backhand.arrays import upcast
-from backhand.catalogue.row import Row, Spec
+from backhand.catalogue import (
+    attention,
+    convolution,
+    feed_forward,
+    normalization,
+    pooling,
+    recurrent,
+)
+from backhand.catalogue import losses as loss_rows
+from backhand.catalogue.row import Row, Spec, SpecTree
 from backhand.ops.normalization import affine
 from backhand.protocol import Layer, layer
 from backhand.visit import Params, PyTree
@@ -68,13 +77,14 @@ def _around(
     name: str,
     *,
     ids: bool = False,
+    x: SpecTree = None,
     side: Mapping[str, Any] | None = None,
     textbook: Callable[..., PyTree] | None = None,
     without: Mapping[str, str] = MappingProxyType({}),
     **settings: Any,
 ) -> Row:
     """A combinator of layers that fix the number of features."""
-    make_layer, x = getattr(combinators, name), IDS if ids else X
+    make_layer, x = getattr(combinators, name), x or (IDS if ids else X)
     return Row(
         f"combinators.{name}", make_layer, (x,), settings, side or {}, textbook, NO_BATCH, without
     )
@@ -116,10 +126,10 @@ def _dropout(params: Params, x: Array, training: bool, key: Array | None = None)
     return ops.dropout.reference(x, key, rate=0.25)
 
 
-def _repeated(depth: int, inner: Layer) -> Callable[..., Array]:
+def _repeated(depth: int, inner: Layer) -> Callable[..., PyTree]:
     """`repeat` as the loop that it stands for."""
 
-    def textbook(params: Params, x: Array, **side: Any) -> Array:
+    def textbook(params: Params, x: PyTree, **side: Any) -> PyTree:
         for index in range(depth):
             x = inner(jax.tree.map(operator.itemgetter(index), params), x, **side)
         return x
@@ -127,12 +137,36 @@ def _repeated(depth: int, inner: Layer) -> Callable[..., Array]:
     return textbook
 
 
+def _reversed_halves(depth: int) -> Callable[..., Array]:
+    """`reversible` as the loop that it stands for."""
+
+    def textbook(params: Params, x: Array) -> Array:
+        x1, x2 = jnp.split(x, 2, axis=-1)
+        for index in range(depth):
+            own = jax.tree.map(operator.itemgetter(index), params)
+            x1 = x1 + _HALF(own["f"], x2)
+            x2 = x2 + _GATED(own["g"], x1)
+        return jnp.concatenate([x1, x2], -1)
+
+    return textbook
+
+
 _MLP: dict[str, Any] = {"hidden": layers.dense(4), "act": layers.tanh(), "out": layers.dense(8)}
 _BLOCK = combinators.chain(layers.layer_norm(), layers.dense(8), layers.gelu())
+_HALF = combinators.chain(layers.layer_norm(), layers.dense(4), layers.tanh())
+_GATED = layers.gated_mlp(4)
+_NOISY = combinators.chain(layers.dense(4), layers.dropout(0.25))
+_EXPERTS = combinators.chain(layers.layer_norm(), layers.mixture_of_experts(4, 4))
 _RANDOM = combinators.chain(layers.dropout(0.25), layers.dense(8), layers.dropout(0.25))
 _NORMED = combinators.chain(layers.dense(4), layers.batch_norm(), layers.dense(8))
 _TIED = combinators.chain(
     tokens=layers.embedding(12, 8), body=combinators.skip(_BLOCK), logits=layers.unembedding(12)
+)
+_CROSS = combinators.chain(
+    combinators.on("x", layers.rms_norm()), layers.multi_head_attention(2, bias=True)
+)
+_DECODER = combinators.chain(
+    combinators.on("x", combinators.skip(_BLOCK)), combinators.skip(_CROSS, on="x")
 )
 _MASKED = layer(
     "masked",
@@ -140,6 +174,7 @@ _MASKED = layer(
     lambda params, x, *, mask: (jnp.where(mask[..., None], x, 0), ()),
     lambda params, residuals, dy, *, mask: ((), jnp.where(mask[..., None], dy, 0)),
 )
+_BOTH = {"x": X, "context": Spec("normal", "B S D")}
 _SCAN = {"split parameters": "a scan hands on what it takes, split over devices the same way"}
 _RANDOMLY = {"training": True, "key": KEY}
 
@@ -184,9 +219,12 @@ ROWS: tuple[Row, ...] = (
     Row("ops.layer_norm", ops.layer_norm, (X, FEATURES, FEATURES)),
     Row("ops.layer_norm", ops.layer_norm, (X, FEATURES, FEATURES), {"eps": 0.1}),
     Row("layers.layer_norm", layers.layer_norm, (X,), textbook=_layer_norm),
-    Row("ops.batch_norm", ops.batch_norm, (X, FEATURES, FEATURES)),
+    Row("ops.batch_norm", ops.batch_norm, (X, FEATURES, FEATURES, None)),
     Row(
-        "ops.batch_norm", ops.batch_norm, (Spec("normal", "B D"), FEATURES, FEATURES), {"eps": 0.1}
+        "ops.batch_norm",
+        ops.batch_norm,
+        (Spec("normal", "B D"), FEATURES, FEATURES, None),
+        {"eps": 0.1},
     ),
     Row("layers.batch_norm", layers.batch_norm, (X,), {}, {"training": True}, _batch_norm),
     Row("layers.batch_norm", layers.batch_norm, (X,), {}, {"training": False}, _batch_norm),
@@ -220,6 +258,37 @@ ROWS: tuple[Row, ...] = (
     ),
     _around("skip", textbook=lambda params, x: x + _BLOCK(params, x), inner=_BLOCK),
     _around(
+        "skip",
+        x=_BOTH,
+        side={"mask": Spec("mask", "B S")},
+        textbook=lambda params, x, mask: {**x, "x": x["x"] + _CROSS(params, x, mask=mask)},
+        inner=_CROSS,
+        on="x",
+    ),
+    _around(
+        "on",
+        x=_BOTH,
+        textbook=lambda params, x: {**x, "x": _BLOCK(params, x["x"])},
+        part="x",
+        inner=_BLOCK,
+    ),
+    _around(
+        "on",
+        x=(X, IDS),
+        textbook=lambda params, x: (x[0], _embedding(params, x[1])),
+        part=1,
+        inner=layers.embedding(12, 8),
+    ),
+    _around("pick", x=_BOTH, textbook=lambda params, x: x["context"], part="context"),
+    _around(
+        "repeat",
+        x=_BOTH,
+        inner=_DECODER,
+        depth=2,
+        textbook=_repeated(2, _DECODER),
+        without=_SCAN,
+    ),
+    _around(
         "repeat",
         inner=combinators.skip(_BLOCK),
         depth=3,
@@ -231,6 +300,10 @@ ROWS: tuple[Row, ...] = (
     _around("checkpoint", side=_RANDOMLY, inner=_RANDOM),
     _around("freeze", inner=_BLOCK),
     _around("freeze", side={"training": True}, inner=_NORMED),
+    _around("reversible", f=_HALF, g=_GATED, depth=3, textbook=_reversed_halves(3), without=_SCAN),
+    _around("reversible", side=_RANDOMLY, f=_NOISY, g=_HALF, depth=2, without=_SCAN),
+    _around("skip", inner=_EXPERTS),
+    _around("tally", inner=combinators.skip(_EXPERTS)),
     _around(
         "share",
         textbook=lambda params, x: _BLOCK(params["a"], _BLOCK(params["a"], x)),
@@ -239,4 +312,11 @@ ROWS: tuple[Row, ...] = (
     ),
     _around("share", ids=True, inner=_TIED, ties={"logits/table": "tokens/table"}),
     _around("rename", side={"known": Spec("mask", "B T")}, inner=_MASKED, mask="known"),
+    *attention.ROWS,
+    *convolution.ROWS,
+    *feed_forward.ROWS,
+    *loss_rows.ROWS,
+    *normalization.ROWS,
+    *pooling.ROWS,
+    *recurrent.ROWS,
 )

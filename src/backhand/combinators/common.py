@@ -80,6 +80,17 @@ def side_of(part: Layer, side: Mapping[str, Any], index: int) -> dict[str, Any]:
     return own
 
 
+def keys_of(side: Mapping[str, Any], depth: int) -> Array | None:
+    """A key for each step of a scan, (depth,); None without a key."""
+    key = split_key(side.get("key"), depth)
+    return None if key is None else jax.random.split(key, depth)
+
+
+def with_key(side: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
+    """The side inputs of one step, with its own key."""
+    return {**side, "key": key} if "key" in side else dict(side)
+
+
 def around(
     name: str,
     inner: Layer,
@@ -119,6 +130,31 @@ def same_shape(what: str, got: PyTree, other: str, expected: PyTree) -> None:
             f"{what} must have the shape and dtype of {other}: "
             f"{', '.join(described(expected))}; got {', '.join(described(got))}"
         )
+
+
+def part_of(combinator: str, x: PyTree, part: str | int) -> PyTree:
+    """One part of a dict or a tuple.
+
+    Raises:
+        TypeError: if x is neither.
+        ValueError: if it has no such part.
+    """
+    if not isinstance(x, dict | tuple):
+        raise TypeError(
+            f"{combinator} takes {part!r} of a dict or a tuple of inputs, got "
+            f"{getattr(x, 'dtype', type(x).__name__)}"
+        )
+    known = x if isinstance(x, dict) else dict(enumerate(x))
+    if part not in known:
+        raise ValueError(f"{combinator}: the input has no part {part!r}, only {sorted(known)}")
+    return known[part]
+
+
+def with_part(x: PyTree, part: str | int, value: PyTree) -> PyTree:
+    """A dict or a tuple with another value for one part."""
+    if isinstance(x, dict):
+        return {**x, part: value}
+    return tuple(value if index == part else other for index, other in enumerate(x))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,16 @@ def checkpoint(inner: Layer) -> Layer:
 
     Saves x alone. Where memory is the limit use it inside `repeat`: unrolled on CPU, XLA may merge
     the recomputation with the first one, as it may for `jax.checkpoint`, which is what the
-    automatic gradient of this layer goes through.
+    automatic gradient of this layer goes through. Inside a block it recomputes a part: see
+    `repeat`.
+
+    Example:
+        >>> import backhand as bh, jax.numpy as jnp
+        >>> layer = checkpoint(bh.chain(bh.dense(64), bh.relu(), bh.dense(4)))
+        >>> x = jnp.ones((2, 4))
+        >>> _, residuals = layer.forward(layer.init(jax.random.key(0), x), x)
+        >>> jax.tree.map(jnp.shape, residuals)
+        (2, 4)
 
     References:
         Chen et al., "Training deep nets with sublinear memory cost", 2016.
@@ -52,18 +61,33 @@ def checkpoint(inner: Layer) -> Layer:
 def freeze(inner: Layer) -> Layer:
     """The same layer, learning nothing: gradients of zero, without the work of computing them.
 
+    For fine-tuning: running statistics stand still too, and batch norm normalises by them, in
+    training as in evaluation. Other noise stays, dropout's as well: what is frozen is parameters.
+    In training its layers get `training="frozen"`, which is true as True is.
+
     A rule with weight decay still shrinks what has no gradient: `train_step(frozen=...)` keeps the
-    optimizer away too.
+    optimizer away too. That alone, without `freeze`, leaves batch norm at the batch's statistics.
+
+    Example:
+        >>> import backhand as bh, jax.numpy as jnp
+        >>> layer = freeze(bh.batch_norm(eps=0.0))
+        >>> x = jnp.array([[4.0], [6.0]])
+        >>> params = layer.init(jax.random.key(0), x)  # a running mean of 0, a variance of 1
+        >>> layer(params, x, training=True).tolist()
+        [[4.0], [6.0]]
     """
 
+    def held(side: Mapping[str, Any]) -> dict[str, Any]:
+        return {**side, "training": "frozen"} if side.get("training") else dict(side)
+
     def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
-        return inner.forward(lax.stop_gradient(params), x, **side)
+        return inner.forward(lax.stop_gradient(params), x, **held(side))
 
     def backward(
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
     ) -> tuple[PyTree, PyTree]:
         fixed = lax.stop_gradient(params)
-        return inner.backward(fixed, residuals, dy, lambda v: collect(v.frozen()), **side)
+        return inner.backward(fixed, residuals, dy, lambda v: collect(v.frozen()), **held(side))
 
     return around("freeze", inner, forward, backward)
 

@@ -2,17 +2,17 @@
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from backhand.combinators.common import around, same_shape
+from backhand.combinators.common import around, keys_of, same_shape, with_key
 from backhand.contributions import Leaf
-from backhand.protocol import Layer, Static, output_shape, shapes_of, split_key
-from backhand.visit import Collect, Params, PyTree, Residuals, gradients
+from backhand.protocol import Layer, Static, output_shape, shapes_of
+from backhand.visit import Collect, Params, PyTree, Residuals, Summed, gradients
 
 
 def repeat(inner: Layer, depth: int) -> Layer:
@@ -38,31 +38,65 @@ def repeat(inner: Layer, depth: int) -> Layer:
 
     def forward(params: Params, x: PyTree, **side: Any) -> tuple[PyTree, Residuals]:
         def step(x: PyTree, own: tuple[Params, Array | None]) -> tuple[PyTree, _Saved]:
-            y, residuals = inner.forward(own[0], x, **_with_key(side, own[1]))
+            y, residuals = inner.forward(own[0], x, **with_key(side, own[1]))
             same_shape(f"repeat: the output of {inner.name}", y, "its input", x)
             return y, _Saved.of(residuals, x, y)
 
-        y, saved = lax.scan(step, x, (params, _split(side, depth)), length=depth)
+        y, saved = lax.scan(step, x, (params, keys_of(side, depth)), length=depth)
         leaves, structure = jax.tree.flatten(shapes_of(x))
         return y, (saved, saved.shared(x), Static((tuple(leaves), structure)))
 
     def backward(
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
     ) -> tuple[PyTree, PyTree]:
+        collect = getattr(collect, "of", lambda _: collect)(params)
         saved, shared, shapes = residuals
         like = jax.tree.unflatten(shapes.value[1], shapes.value[0])
 
         def step(dy: PyTree, own: tuple[Params, _Saved, Array | None]) -> tuple[PyTree, PyTree]:
             params, saved, key = own
             residuals = saved.restore(shared)
-            collected, dx = inner.backward(params, residuals, dy, collect, **_with_key(side, key))
+            collected, dx = inner.backward(params, residuals, dy, collect, **with_key(side, key))
             return _filled(dx, like), collected
 
-        each = (params, saved, _split(side, depth))
-        dx, collected = lax.scan(step, _filled(dy, like), each, length=depth, reverse=True)
+        each = (params, saved, keys_of(side, depth))
+        first = _filled(dy, like)
+        onto = getattr(collect, "onto", {})
+        leaves = jax.tree.leaves(params)
+        if leaves and all(id(leaf) in onto for leaf in leaves):
+            sums = [onto[id(leaf)] for leaf in leaves]
+            _, one = jax.eval_shape(step, first, jax.tree.map(lambda leaf: leaf[0], each))
+            # Only what is the gradient and nothing else belongs to the sums.
+            if [x.shape for x in jax.tree.leaves(one)] == [x.shape[1:] for x in sums]:
+                return _added(step, first, each, sums, depth)
+        dx, collected = lax.scan(step, first, each, length=depth, reverse=True)
         return collected, dx
 
     return around("repeat", inner, forward, backward, init)
+
+
+def _added(
+    step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    dy: PyTree,
+    each: PyTree,
+    sums: list[Array],
+    depth: int,
+) -> tuple[PyTree, PyTree]:
+    """The scan on the way back, each step's gradient added to its place in the sums."""
+    structure: list[Any] = []
+
+    def onto(carry: tuple[PyTree, list[Array]], own: tuple[Array, PyTree]) -> Any:
+        dy, sums = carry
+        index, each = own
+        dx, collected = step(dy, each)
+        leaves, tree = jax.tree.flatten(collected)
+        structure[:] = [tree]
+        pairs = zip(sums, leaves, strict=True)
+        return (dx, [total.at[index].add(g.astype(total.dtype)) for total, g in pairs]), None
+
+    steps = (jnp.arange(depth), each)
+    (dx, sums), _ = lax.scan(onto, (dy, sums), steps, length=depth, reverse=True)
+    return structure[0].unflatten([Summed(total) for total in sums]), dx
 
 
 @jax.tree_util.register_dataclass
@@ -114,14 +148,3 @@ def _filled(error: PyTree, like: PyTree) -> PyTree:
     if error is None:
         error = jax.tree.map(lambda _: None, like)
     return jax.tree.map(fill, like, error)
-
-
-def _split(side: Mapping[str, Any], depth: int) -> Array | None:
-    """A key for each step, (depth,); None without a key."""
-    key = split_key(side.get("key"), depth)
-    return None if key is None else jax.random.split(key, depth)
-
-
-def _with_key(side: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
-    """The side inputs of one step, with its own key."""
-    return {**side, "key": key} if "key" in side else dict(side)

@@ -64,20 +64,45 @@ def share(inner: Layer, ties: Mapping[str, str]) -> Layer:
     def backward(
         params: Params, residuals: Residuals, dy: PyTree, collect: Collect = gradients, **side: Any
     ) -> tuple[PyTree, PyTree]:
-        def use(visit: Visit) -> tuple[_Use, PyTree]:
-            collected, dx = collect(visit)
-            depth = jnp.zeros(())
-            parts = (visit.params, visit.residuals, visit.dy, visit.contributions)
-            return _Use(collected, depth, *parts), dx
-
-        uses, dx = inner.backward(whole(params), residuals, dy, use, **side)
+        full = whole(params)
+        tied = [_get(full, path) for pair in pairs for path in pair]
+        use = _Uses(collect, frozenset(id(leaf) for leaf in jax.tree.leaves(tied)))
+        uses, dx = inner.backward(full, residuals, dy, use, **side)
         for target, source in reversed(pairs):
             moved = _contributions(uses, target)
             uses = _add(_remove(uses, target), source, moved)
-        collected = jax.tree.map(lambda use: use.collect(collect), uses, is_leaf=_is_use)
+        collected = jax.tree.map(
+            lambda use: use.collect(collect) if _is_use(use) else use, uses, is_leaf=_is_use
+        )
         return collected, dx
 
     return around("share", inner, forward, backward, init)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Uses:
+    """A collector that keeps its visits, until all uses of the tied parameters are known."""
+
+    collect: Collect
+    tied: frozenset[int]
+
+    @property
+    def onto(self) -> Mapping[int, Array]:
+        return getattr(self.collect, "onto", {})
+
+    def of(self, params: Params) -> Collect:
+        """What collects from a layer with these parameters: no visit is kept of one without ties.
+
+        For a scan over depth, whose visits do not have the parameters themselves.
+        """
+        if any(id(leaf) in self.tied for leaf in jax.tree.leaves(params)):
+            return self
+        return self.collect
+
+    def __call__(self, visit: Visit) -> tuple["_Use", PyTree]:
+        collected, dx = self.collect(visit)
+        parts = (visit.params, visit.residuals, visit.dy, visit.contributions)
+        return _Use(collected, jnp.zeros(()), *parts), dx
 
 
 @jax.tree_util.register_dataclass

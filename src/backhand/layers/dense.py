@@ -50,10 +50,19 @@ def dense(features: int, *, bias: bool = True, initializer: Initializer | None =
         return {"w": w, "b": jnp.zeros(features, dtype)} if bias else {"w": w}
 
     def forward(params: Params, x: Float[Array, "... I"]) -> tuple[Array, Array]:
-        return ops.linear.forward(x, params["w"], params.get("b"))[0], x
+        return linear(params, x), x
 
     def rule(params: Params, x: Array, dy: Array) -> tuple[PyTree, Array]:
-        dparams = {"w": Outer(x, dy), "b": Total(dy)} if "b" in params else {"w": Outer(x, dy)}
-        return dparams, linear_dx(dy, params["w"], x)
+        return linear_uses(params, x, dy), linear_dx(dy, params["w"], x)
 
     return layer("dense", init, forward, rule)
+
+
+def linear(params: Params, x: Array) -> Array:
+    """X w, and + b where there is one."""
+    return ops.linear.forward(x, params["w"], params.get("b"))[0]
+
+
+def linear_uses(params: Params, x: Array, dy: Array) -> PyTree:
+    """What the error of `linear` adds to w, and to b where there is one."""
+    return {"w": Outer(x, dy), "b": Total(dy)} if "b" in params else {"w": Outer(x, dy)}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer, normal
+from jax.typing import DTypeLike
 from jaxtyping import Float, Integer
 
 from backhand import ops
@@ -14,7 +15,13 @@ from backhand.protocol import Layer, layer, need_floating
 from backhand.visit import Params, PyTree
 
 
-def embedding(vocabulary: int, features: int, *, initializer: Initializer | None = None) -> Layer:
+def embedding(
+    vocabulary: int,
+    features: int,
+    *,
+    dtype: DTypeLike | None = None,
+    initializer: Initializer | None = None,
+) -> Layer:
     """y = table[ids], from integers (...) to (..., D).
 
     Parameters: table (V, D), float32. Ids have no error: its dx is None.
@@ -22,11 +29,13 @@ def embedding(vocabulary: int, features: int, *, initializer: Initializer | None
     Args:
         vocabulary: V.
         features: D.
+        dtype: of y, in which the layers after it then compute, such as `jnp.bfloat16`; the
+            gradient of the table is summed in float32. None for that of the table.
         initializer: of the table; normal with standard deviation 0.02 by default.
 
     Raises:
-        ValueError: if V or D < 1.
-        TypeError: when run, if ids are not integers.
+        ValueError: if V or D < 1; when run, for an id that is known and not in [-V, V).
+        TypeError: if `dtype` is not floating point; when run, if ids are not integers.
 
     Example:
         >>> layer = embedding(100, 8)
@@ -34,12 +43,15 @@ def embedding(vocabulary: int, features: int, *, initializer: Initializer | None
         (100, 8)
     """
     make = _checked("embedding", vocabulary, features, initializer)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"embedding needs a floating-point dtype, got {jnp.dtype(dtype)}")
 
     def init(key: Array, ids: jax.ShapeDtypeStruct) -> Params:
         return {"table": make(key, (vocabulary, features), jnp.float32)}
 
     def forward(params: Params, ids: Integer[Array, "..."]) -> tuple[Array, Array]:
-        return ops.embedding.forward(params["table"], ids)[0], ids
+        y = ops.embedding.forward(params["table"], ids)[0]
+        return y if dtype is None else ops.cast.forward(y, dtype=dtype)[0], ids
 
     def rule(params: Params, ids: Array, dy: Array) -> tuple[PyTree, None]:
         return {"table": Rows(ids, dy)}, None
@@ -61,6 +73,11 @@ def unembedding(vocabulary: int, *, initializer: Initializer | None = None) -> L
     Raises:
         ValueError: if V < 1.
         TypeError: when run, if x is not floating point.
+
+    Example:
+        >>> layer = unembedding(100)
+        >>> layer.init(jax.random.key(0), jax.ShapeDtypeStruct((2, 5, 8), "float32"))["table"].shape
+        (100, 8)
 
     References:
         Press and Wolf, "Using the output embedding to improve language models", 2016.

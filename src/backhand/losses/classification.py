@@ -22,6 +22,7 @@ from backhand.losses.common import (
     Sum,
     check_weights,
     masked,
+    need_predictions,
     pair,
     target_error,
     weighted_sum,
@@ -60,7 +61,7 @@ def sigmoid_cross_entropy_forward(
         >>> round(float(total / weight), 4)
         0.6931
     """
-    _check_smoothing("sigmoid_cross_entropy", label_smoothing)
+    check_smoothing("sigmoid_cross_entropy", label_smoothing)
     x, t = pair("sigmoid_cross_entropy", logits, targets)
     losses = _binary_losses(x, _smooth(t, label_smoothing, 2))
     return weighted_sum("sigmoid_cross_entropy", losses, weights), (logits, targets, weights)
@@ -142,16 +143,8 @@ def softmax_cross_entropy_forward(
     References:
         Szegedy et al., "Rethinking the Inception architecture", 2015 (label smoothing).
     """
-    _check_smoothing("softmax_cross_entropy", label_smoothing)
-    if not is_floating(logits):
-        raise TypeError(f"softmax_cross_entropy needs floating-point logits, got {logits.dtype}")
-    expected = logits.shape if is_floating(targets) else logits.shape[:-1]
-    if logits.ndim == 0 or targets.shape != expected:
-        raise ValueError(
-            f"softmax_cross_entropy needs, for logits {logits.shape}, integer labels of shape "
-            f"{logits.shape[:-1]} or probabilities of shape {logits.shape}; got {targets.dtype} "
-            f"of shape {targets.shape}"
-        )
+    check_smoothing("softmax_cross_entropy", label_smoothing)
+    check_classes("softmax_cross_entropy", logits, targets)
     x = upcast(logits)
     top = jax.lax.stop_gradient(jnp.max(x, -1, keepdims=True, initial=-jnp.inf))
     log_sum = jnp.log(jnp.sum(jnp.exp(x - top), -1, keepdims=True))
@@ -167,8 +160,8 @@ def softmax_cross_entropy_backward(
     log_p = upcast(logits) - top - log_sum
     losses = _losses(log_p, targets, label_smoothing)
     dlosses, dweights = weighted_sum_backward(losses, weights, dy)
-    dlosses = jnp.where(_inside(targets, log_p), dlosses, 0)[..., None]
-    t = _probabilities(targets, log_p, label_smoothing)
+    dlosses = jnp.where(inside(targets, log_p), dlosses, 0)[..., None]
+    t = probabilities(targets, log_p, label_smoothing)
     dx = masked(dlosses, jnp.exp(log_p) * jnp.sum(t, -1, keepdims=True) - t)
     dt = masked(dlosses, -(1 - label_smoothing) * log_p)
     return like_primal(dx, logits), target_error(dt, targets), dweights
@@ -176,12 +169,12 @@ def softmax_cross_entropy_backward(
 
 def _losses(log_p: Array, targets: Array, label_smoothing: float) -> Array:
     """-sum_v t_v log p_v for each position; NaN for a label that does not exist."""
-    t = _probabilities(targets, log_p, label_smoothing)
+    t = probabilities(targets, log_p, label_smoothing)
     losses = -jnp.sum(jnp.where(t == 0, 0, t * log_p), -1)
-    return jnp.where(_inside(targets, log_p), losses, jnp.nan)
+    return jnp.where(inside(targets, log_p), losses, jnp.nan)
 
 
-def _probabilities(targets: Array, log_p: Array, label_smoothing: float) -> Array:
+def probabilities(targets: Array, log_p: Array, label_smoothing: float) -> Array:
     """The true probabilities (..., V), smoothed."""
     if not is_floating(targets):
         targets = targets[..., None] == jax.lax.broadcasted_iota(
@@ -190,14 +183,31 @@ def _probabilities(targets: Array, log_p: Array, label_smoothing: float) -> Arra
     return _smooth(targets.astype(log_p.dtype), label_smoothing, log_p.shape[-1])
 
 
-def _inside(targets: Array, log_p: Array) -> Array:
+def inside(targets: Array, log_p: Array) -> Array:
     """Whether each label is one of V, so that a label outside is never silently ignored."""
     if is_floating(targets):
         return jnp.ones(targets.shape[:-1], bool)
     return (targets >= 0) & (targets < log_p.shape[-1])
 
 
-def _check_labels(logits: Any, targets: Any, weights: Any) -> None:
+def check_classes(name: str, logits: Array, targets: Array) -> None:
+    """Refuses targets that are neither labels nor probabilities of the logits.
+
+    Raises:
+        TypeError: if logits are not floating point.
+        ValueError: if the shapes do not fit.
+    """
+    need_predictions(name, logits, "logits")
+    expected = logits.shape if is_floating(targets) else logits.shape[:-1]
+    if logits.ndim == 0 or targets.shape != expected:
+        raise ValueError(
+            f"{name} needs, for logits {logits.shape}, integer labels of shape "
+            f"{logits.shape[:-1]} or probabilities of shape {logits.shape}; got {targets.dtype} "
+            f"of shape {targets.shape}"
+        )
+
+
+def check_labels(logits: Any, targets: Any, weights: Any) -> None:
     """Refuses, on the host, labels outside of [0, V) that have weight.
 
     Raises:
@@ -232,7 +242,7 @@ softmax_cross_entropy = Loss(
     softmax_cross_entropy_forward,
     softmax_cross_entropy_backward,
     softmax_cross_entropy_reference,
-    _check_labels,
+    check_labels,
 )
 
 
@@ -240,6 +250,6 @@ def _smooth(t: Array, label_smoothing: float, classes: int) -> Array:
     return t * (1 - label_smoothing) + label_smoothing / classes if label_smoothing else t
 
 
-def _check_smoothing(name: str, label_smoothing: float) -> None:
+def check_smoothing(name: str, label_smoothing: float) -> None:
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{name} needs label_smoothing in [0, 1], got {label_smoothing}")

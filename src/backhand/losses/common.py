@@ -24,7 +24,7 @@ def weighted_sum(name: str, losses: Float[Array, "..."], weights: Array | None) 
     Raises:
         ValueError: if the shape of the weights is not a prefix.
     """
-    w = _spread(name, weights, losses)
+    w = spread(name, weights, losses)
     return jnp.sum(masked(w, losses)), jnp.sum(w)
 
 
@@ -33,7 +33,7 @@ def weighted_sum_backward(
 ) -> tuple[Float[Array, "..."], Array | None]:
     """dl = w d(total), and dw = l d(total) + d(weight) where weights have an error."""
     dtotal, dweight = (d.astype(losses.dtype) for d in dy)
-    dlosses = _spread("", weights, losses) * dtotal
+    dlosses = spread("", weights, losses) * dtotal
     if weights is None or not is_floating(weights):
         return dlosses, None
     each = losses * dtotal + dweight
@@ -53,8 +53,7 @@ def pair(name: str, predictions: Array, targets: Array) -> tuple[Array, Array]:
         TypeError: if predictions are not floating point.
         ValueError: if the shapes differ.
     """
-    if not is_floating(predictions):
-        raise TypeError(f"{name} needs floating-point predictions, got {predictions.dtype}")
+    need_predictions(name, predictions)
     if predictions.shape != targets.shape:
         raise ValueError(
             f"{name} needs predictions and targets of one shape, got {predictions.shape} and "
@@ -62,6 +61,22 @@ def pair(name: str, predictions: Array, targets: Array) -> tuple[Array, Array]:
         )
     wide = upcast(predictions)
     return wide, targets.astype(wide.dtype)
+
+
+def need_predictions(name: str, x: Any, what: str = "predictions") -> None:
+    """Refuses what is not one floating-point array.
+
+    Raises:
+        TypeError: saying what it is, and which loss is for more.
+    """
+    if not hasattr(x, "dtype"):
+        raise TypeError(
+            f"{name} needs one array of {what}, got a {type(x).__name__} of {len(x)}; a balance or "
+            "a state beside them is for losses.with_balance and losses.with_state, and "
+            "chain(model, pick(0)) leaves it out"
+        )
+    if not is_floating(x):
+        raise TypeError(f"{name} needs floating-point {what}, got {x.dtype}")
 
 
 def target_error(error: Array, targets: Array) -> Array | None:
@@ -83,8 +98,11 @@ def check_weights(predictions: Any, targets: Any, weights: Any) -> None:
         )
 
 
-def _spread(name: str, weights: Array | None, losses: Array) -> Array:
-    """A weight for each position, in the dtype of the losses."""
+def spread(name: str, weights: Array | None, losses: Array) -> Array:
+    """A weight for each position, in the dtype of the losses; a negative one is NaN.
+
+    On the host it is refused (`check_weights`), but a device cannot raise.
+    """
     if weights is None:
         return jnp.ones_like(losses)
     if weights.shape != losses.shape[: weights.ndim]:
@@ -93,4 +111,5 @@ def _spread(name: str, weights: Array | None, losses: Array) -> Array:
             f"one per example or one per position; got {weights.shape}"
         )
     w = weights.reshape(weights.shape + (1,) * (losses.ndim - weights.ndim))
-    return jnp.broadcast_to(w, losses.shape).astype(losses.dtype)
+    w = jnp.broadcast_to(w, losses.shape).astype(losses.dtype)
+    return jnp.where(w < 0, jnp.nan, w)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from backhand.arrays import explicit_sharding
+from backhand.bounds import need_within
 from backhand.contributions import Rows, total
 from backhand.protocol import Op
 
@@ -22,15 +23,15 @@ def embedding_forward(
 
     Args:
         table: (V, D).
-        ids: integers (...) in [-V, V), negative ones counted from the end. One outside gives a row
-            of NaN, so that it is noticed.
+        ids: integers (...) in [-V, V), negative ones counted from the end. Known ones are checked;
+            one outside that only the device knows gives a row of NaN, so that it is noticed.
 
     Returns:
         y (..., D), in the dtype of the table.
 
     Raises:
         TypeError: if ids are not integers.
-        ValueError: if the table is not of rank 2.
+        ValueError: if the table is not of rank 2, or an id that is known is outside.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp
@@ -41,6 +42,8 @@ def embedding_forward(
         raise TypeError(f"embedding needs integer ids, got {ids.dtype} of shape {ids.shape}")
     if table.ndim != 2:
         raise ValueError(f"embedding needs a table of shape (V, D), got {table.shape}")
+    rows = table.shape[0]
+    need_within("embedding needs ids", ids, -rows, rows - 1, f"for a table of {rows} rows")
     return take_rows(table, ids), (table, ids)
 
 

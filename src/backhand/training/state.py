@@ -1,6 +1,7 @@
 """Everything that a training run carries from step to step."""
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -10,15 +11,23 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from backhand.contributions import is_running
+from backhand.arrays import is_floating, upcast
+from backhand.contributions import Leaf, is_running
 from backhand.protocol import check_key, listed
 from backhand.visit import Params, PyTree
+
+LARGEST_SCALE = 2.0**24
+"""Of a loss: the largest number below which float32 still counts in ones."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """An exponential moving average of parameters; each step keeps the share `decay` of it."""
+    """An exponential moving average of parameters; each step keeps the share `decay` of it.
+
+    In at least float32: in bfloat16 a step of 1 - decay would be rounded away. Integers have no
+    average and are those of the last step.
+    """
 
     params: Params
     decay: float = dataclasses.field(metadata={"static": True})
@@ -26,8 +35,11 @@ class Average:
     def updated(self, params: Params) -> "Average":
         """The average after a step that ended in `params`."""
         keep = self.decay
-        new = jax.tree.map(lambda old, p: keep * old + (1 - keep) * p, self.params, params)
-        return Average(new, keep)
+
+        def moved(old: Array, p: Array) -> Array:
+            return keep * old + (1 - keep) * p.astype(old.dtype) if is_floating(p) else p
+
+        return Average(jax.tree.map(moved, self.params, params), keep)
 
 
 @jax.tree_util.register_dataclass
@@ -41,8 +53,8 @@ class LossScale:
         Micikevicius et al., "Mixed precision training", 2017.
     """
 
-    scale: Array
-    good_steps: Array
+    scale: Leaf
+    good_steps: Leaf
     patience: int = dataclasses.field(default=2000, metadata={"static": True})
 
     def updated(self, finite: Array) -> "LossScale":
@@ -50,7 +62,7 @@ class LossScale:
         good = jnp.where(finite, self.good_steps + 1, 0)
         grow = good >= self.patience
         scale = jnp.where(finite, jnp.where(grow, 2 * self.scale, self.scale), self.scale / 2)
-        return LossScale(jnp.clip(scale, 1, 2.0**24), jnp.where(grow, 0, good), self.patience)
+        return LossScale(jnp.clip(scale, 1, LARGEST_SCALE), jnp.where(grow, 0, good), self.patience)
 
 
 class TrainState(NamedTuple):
@@ -94,12 +106,13 @@ def train_state(
 
     Raises:
         TypeError: if the optimizer is not an `optax.GradientTransformation`.
-        ValueError: for a decay outside [0, 1), a scale below 1, or a path that matches nothing.
+        ValueError: for a decay outside [0, 1), a scale outside [1, 2**24], or a path that matches
+            nothing.
     """
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
-    if loss_scale is not None and not loss_scale >= 1:
-        raise ValueError(f"loss_scale must be 1 or more, got {loss_scale}")
+    if loss_scale is not None and not 1 <= loss_scale <= LARGEST_SCALE:
+        raise ValueError(f"loss_scale must lie in [1, 2**24], got {loss_scale}")
     if key is not None:
         check_key(key)
     params, key = jax.tree.map(jnp.copy, (params, key))
@@ -109,7 +122,7 @@ def train_state(
         # Some rules keep the parameters themselves; a buffer can be donated only once.
         opt_state=jax.tree.map(jnp.copy, learning(optimizer, params, frozen).init(params)),
         key=key,
-        average=None if ema_decay is None else Average(jax.tree.map(jnp.copy, params), ema_decay),
+        average=None if ema_decay is None else Average(jax.tree.map(_averaged, params), ema_decay),
         loss_scale=None
         if loss_scale is None
         else LossScale(jnp.float32(loss_scale), jnp.zeros((), jnp.int32)),
@@ -119,9 +132,10 @@ def train_state(
 def learning(
     optimizer: optax.GradientTransformation, params: Params, frozen: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, kept from frozen parameters and from running statistics.
+    """The optimizer, kept from frozen parameters, running statistics and integers.
 
-    Weight decay would shrink both.
+    Weight decay would shrink them. Of what a step offers a rule (`value`, `grad`, `value_fn`) it is
+    given what it takes.
 
     Raises:
         TypeError: if it is not an `optax.GradientTransformation`.
@@ -132,14 +146,17 @@ def learning(
             "the optimizer must be an optax.GradientTransformation, such as optax.adamw(1e-3); got "
             f"{optimizer!r}"
         )
+    rule = _given_what_it_takes(optax.with_extra_args_support(optimizer))
     mask = learned(params, frozen)
-    if not all(jax.tree.leaves(mask)):
-        optimizer = optax.masked(optimizer, mask)
-    return optax.with_extra_args_support(optimizer)
+    if all(jax.tree.leaves(mask)):
+        return rule
+    return optax.masked(rule, mask, mask_compatible_extra_args=True)
 
 
 def learned(params: Params, frozen: Sequence[str] = ()) -> PyTree:
-    """True for each parameter that is trained: no running statistic, and at no frozen path.
+    """True for each parameter that is trained.
+
+    That is one of floating point that is no running statistic and at no frozen path.
 
     Args:
         params: parameters.
@@ -172,5 +189,27 @@ def at(params: Params, frozen: Sequence[str]) -> PyTree:
 
 
 def _is_learned(leaf: Any) -> Any:
-    """False throughout a running statistic, True for a parameter."""
-    return jax.tree.map(lambda _: False, leaf) if is_running(leaf) else True
+    """False throughout a running statistic, True for a parameter of floating point."""
+    return jax.tree.map(lambda _: False, leaf) if is_running(leaf) else is_floating(leaf)
+
+
+def _averaged(p: Array) -> Array:
+    """Where the average of a parameter begins, a buffer of its own."""
+    return jnp.copy(upcast(p) if is_floating(p) else p)
+
+
+def _given_what_it_takes(
+    rule: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """The rule, spared the extra arguments that its signature does not have."""
+    takes = inspect.signature(rule.update).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return rule
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        own = {name: value for name, value in extra.items() if name in takes}
+        return rule.update(updates, state, params, **own)
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)

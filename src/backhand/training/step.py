@@ -1,6 +1,8 @@
 """One step of training: forward, loss, backward, update."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,24 +13,16 @@ import optax
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from backhand.accumulate import accumulate as in_micro_batches
-from backhand.accumulate import all_finite, rescaled
-from backhand.arrays import inverse
-from backhand.clipping import value_and_clipped_grad
-from backhand.collectors import merge_statistics, statistics
-from backhand.gradients import (
-    Batch,
-    Evaluation,
-    Objective,
-    Terms,
-    value_and_collect,
-    value_and_grad,
-)
-from backhand.training.state import TrainState, at, learned, learning
-from backhand.visit import Params, PyTree
-from backhand.visit import gradients as gradient
+from backhand.arrays import is_floating
+from backhand.gradients import Batch, Objective
+from backhand.training.clip import by_layer, by_norm, layers_of
+from backhand.training.reverse import reverse_pass
+from backhand.training.state import TrainState, learning
+from backhand.training.update import unless_it_breaks, updating
+from backhand.visit import PyTree
 
-_COLLECTORS = {"gradients": gradient, "statistics": statistics}
+MOST_SHAPES = 256
+"""How many shapes of a batch a step remembers to have checked."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +37,7 @@ class TrainStep:
     check: Callable[[TrainState, Batch], None]
     jitted: Any
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
         """The state after the step, and its metrics; donates the state.
 
         Raises:
@@ -86,31 +80,39 @@ def train_step(
     Args:
         objective: what to minimize.
         optimizer: any Optax update rule, the one that the state was made with. Rules that ask for
-            them get the loss (`value`), the gradient (`grad`) and the objective (`value_fn`).
+            them get the loss (`value`), the gradient (`grad`) and, as a function of the parameters
+            that are trained, the loss of the batch (`value_fn`).
         accumulate: the number of micro-batches that a batch is computed in; see `bh.accumulate`.
         gradients: "manual" for the hand-written reverse pass, "automatic" for `jax.grad`.
         clip_norm: the largest norm of the whole gradient, after accumulation.
-        clip_layer_norm: likewise of each layer's gradient.
+        clip_layer_norm: likewise of each layer's gradient: a layer is what `bh.layer` makes, such
+            as `bh.dense` and `bh.multi_head_attention`; repeated ones are clipped one by one.
         clip_example_norm: likewise of each example's; see `bh.value_and_clipped_grad`.
-        frozen: paths of parameters that are not trained, such as "tokens/*"; see `learned`.
+        frozen: paths of parameters that are not trained, such as "tokens/*"; see `learned`. Layers
+            that are to be as in evaluation, batch norm by its running statistics, are in `freeze`.
         dtype: of the activations: floating-point inputs are cast to it; parameters, sums and
-            losses stay float32. float16 needs a state with a loss scale.
+            losses stay float32. In a model of ids the embedding decides, by its `dtype`, or
+            `bh.cast` after it. float16 needs a state with a loss scale.
         nonfinite: what happens at a NaN or Inf in a loss or gradient. "drop" leaves out the
             micro-batches that have one, "skip" the whole update; both count them in the metrics.
-            With a loss scale an update that overflows is always skipped, and what is dropped
-            lowers the scale.
+            Either way, and always with a loss scale, an update after which a number of the state
+            would no longer be finite is skipped, and what is skipped or dropped lowers the scale.
         steps_per_call: S; above 1 the step takes S batches stacked on a leading axis, and gives S
             of each metric. Small models train several times as fast so.
 
     Returns:
         The step. Its metrics are device scalars: "loss", "gradient_norm" before any clipping of
-        it, "empty", how many terms of the loss had weights that sum to zero, and the objective's.
+        it, "empty", how many terms of the loss had weights that sum to zero, and the objective's,
+        among them states to hand to the next step (`bh.metrics.state`).
         Nothing seen is a loss of 0 with a gradient of 0, and the optimizer's step for it.
 
     Raises:
         TypeError: if the optimizer is not an Optax update rule.
         ValueError: for a setting outside what is stated above or, when called, a batch that the
-            objective refuses or an optimizer state of other parameters; before anything compiles.
+            objective refuses, an optimizer state of other parameters, a dtype that nothing would be
+            computed in, or an objective's metric with a name in `backhand.metrics.RESERVED`; before
+            anything compiles. Values are looked at where they are on the host: on the device, a
+            negative weight and an impossible label make the loss NaN.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp, optax
@@ -129,76 +131,42 @@ def train_step(
             raise ValueError(f"{name} must be above 0, got {norm}")
     if nonfinite not in ("keep", "drop", "skip"):
         raise ValueError(f"nonfinite must be 'keep', 'drop' or 'skip', got {nonfinite!r}")
-    if steps_per_call < 1:
+    if operator.index(steps_per_call) < 1:
         raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
-    evaluate = in_micro_batches(
-        _evaluation(objective, gradients, clip_example_norm, lambda p: learned(p, frozen)),
-        accumulate,
-        nonfinite="drop" if nonfinite == "drop" else "keep",
-    ).evaluate
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point one, got {jnp.dtype(dtype)}")
+    reverse = reverse_pass(
+        objective,
+        way=gradients,
+        micro_batches=accumulate,
+        clip_example_norm=clip_example_norm,
+        frozen=frozen,
+        drop=nonfinite == "drop",
+    )
 
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        batch = dict(batch) if dtype is None else {**batch, "inputs": _cast(batch["inputs"], dtype)}
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
+        batch, params, scale = _cast(batch, dtype), state.params, state.loss_scale
         key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-        loss, grads, seen, metrics = reverse(state, batch, key)
-        rules = learning(optimizer, state.params, frozen)
-        metrics["gradient_norm"] = optax.tree.norm(grads)
+        found = reverse(params, batch, key, None if scale is None else scale.scale)
+        grads, norm = found.gradients, optax.tree.norm(found.gradients)
+        metrics = {**found.metrics, "gradient_norm": norm}
         if clip_layer_norm is not None:
-            grads = _by_layer(grads, clip_layer_norm)
+            grads = by_layer(grads, layers_of(objective, params, batch, key), clip_layer_norm)
         if clip_norm is not None:
-            grads = _scaled(grads, clip_norm / jnp.maximum(optax.tree.norm(grads), clip_norm))
-        with jax.numpy_dtype_promotion("standard"):  # Optax's rules mix dtypes
-            updates, opt_state = rules.update(
-                grads,
-                state.opt_state,
-                state.params,
-                value=loss,
-                grad=grads,
-                value_fn=lambda params: objective(params, batch, key=key),
-            )
-            params = merge_statistics(optax.apply_updates(state.params, updates), seen)
-        params = jax.tree.map(
-            lambda old, p, fixed: old if fixed else p, state.params, params, at(params, frozen)
-        )
-        new = state._replace(params=params, opt_state=opt_state)
-        if state.average is not None:
-            new = new._replace(average=state.average.updated(params))
-        if nonfinite == "skip" or state.loss_scale is not None:
-            fine = all_finite((loss, metrics["gradient_norm"], seen))
-            kept = ("params", "opt_state", "average")
-            new = new._replace(
-                **{n: _where(fine, getattr(new, n), getattr(state, n)) for n in kept}
-            )
+            grads = by_norm(grads, clip_norm)
+        loss_of = functools.partial(objective, batch=batch, key=key)
+        update = updating(optimizer, frozen, found.loss, found.statistics, loss_of)
+        if nonfinite == "keep" and scale is None:
+            state = update(state, grads)
+        else:
+            state, fine = unless_it_breaks(update, state, grads, found.loss, norm)
             metrics["skipped"] = 1 - fine.astype(jnp.int32)
-            if state.loss_scale is not None:
-                fits = fine & (metrics.get("dropped", 0) == 0)
-                new = new._replace(loss_scale=state.loss_scale.updated(fits))
-        return new._replace(step=state.step + 1), metrics
+            if scale is not None:
+                metrics["loss_scale"] = scale.scale
+                state = state._replace(loss_scale=scale.updated(fine & (found.dropped == 0)))
+        return state._replace(step=state.step + 1), metrics
 
-    def reverse(
-        state: TrainState, batch: dict[str, PyTree], key: Array | None
-    ) -> tuple[Array, PyTree, PyTree, dict[str, Array]]:
-        """The loss, its gradient, what running statistics saw, and the metrics."""
-        scale = None
-        if state.loss_scale is not None:  # the weight is a function of the batch: the rest is dead
-            terms, _ = objective.forward(state.params, batch, key=key, training=True)
-            factor = state.loss_scale.scale
-            scale = jax.tree.map(lambda w: factor.astype(w.dtype) * inverse(w), terms.weight)
-        terms, collected = evaluate(state.params, batch, scale=scale, key=key)
-        metrics = terms.measured()
-        nothing = [w == 0 for w in jax.tree.leaves(terms.weight)]
-        metrics["empty"] = jnp.sum(jnp.stack(nothing), dtype=jnp.int32)
-        if state.loss_scale is not None:
-            metrics["loss_scale"] = state.loss_scale.scale
-            if nonfinite == "drop":  # the weight is that of what was kept
-                collected = rescaled(_COLLECTORS, collected, scale, terms.weight)
-            else:
-                grads = _scaled(collected["gradients"], 1 / state.loss_scale.scale)
-                collected = {**collected, "gradients": grads}
-        grads = collected["gradients"]
-        return terms.mean(), grads, collected["statistics"], {"loss": terms.mean(), **metrics}
-
-    def runs(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def runs(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, PyTree]]:
         return lax.scan(run, state, dict(batches))
 
     compiled = jax.jit(run if steps_per_call == 1 else runs, donate_argnums=0)
@@ -213,53 +181,17 @@ def train_step(
         one = batch if steps_per_call == 1 else _unstacked(batch, steps_per_call)
         objective.check(state.params, one, key=state.key, training=True)
         if shapes not in known:
-            _check_state(state, optimizer, frozen, dtype)
+            _check_state(state, optimizer, frozen)
+            _check_dtype(objective, state, one, dtype)
+            if len(known) == MOST_SHAPES:
+                known.clear()
             known.add(shapes)
 
     return TrainStep(check, compiled)
 
 
-def _evaluation(
-    objective: Objective,
-    gradients: Literal["manual", "automatic"],
-    clip_example_norm: float | None,
-    mask: Callable[[Params], PyTree],
-) -> Evaluation:
-    """Gradients of what is learned, and running statistics, in one pass either way.
-
-    The others' gradients are left out before anything reads them, so the compiler drops their work.
-    Beside automatic gradients the statistics come from the hand-written reverse: they do not depend
-    on the errors, so the compiler drops the rest of it.
-    """
-    automatic = value_and_grad(objective, gradients=gradients)
-    if clip_example_norm is not None:
-        if gradients != "manual":
-            raise ValueError("clip_example_norm needs the hand-written reverse: gradients='manual'")
-        return value_and_clipped_grad(objective, clip_example_norm, mask=mask)
-    manual = value_and_collect(objective, **_COLLECTORS)
-    forward = value_and_collect(objective, statistics=statistics)
-
-    def evaluate(params: Params, batch: Batch, **given: Any) -> tuple[Terms, dict[str, PyTree]]:
-        if gradients == "manual":
-            terms, collected = manual.evaluate(params, batch, **given)
-        else:
-            terms, collected = automatic.evaluate(params, batch, **given)
-            collected |= forward.evaluate(params, batch, **given)[1]
-        grads = jax.tree.map(
-            lambda g, learns: g if learns else jnp.zeros_like(g),
-            collected["gradients"],
-            mask(params),
-        )
-        return terms, {**collected, "gradients": grads}
-
-    return dataclasses.replace(manual, evaluate=evaluate)
-
-
 def _check_state(
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    frozen: Sequence[str],
-    dtype: DTypeLike | None,
+    state: TrainState, optimizer: optax.GradientTransformation, frozen: Sequence[str]
 ) -> None:
     """Refuses a state that this step cannot continue.
 
@@ -268,19 +200,41 @@ def _check_state(
     """
     expected = jax.eval_shape(learning(optimizer, state.params, frozen).init, state.params)
     got = jax.eval_shape(lambda: state.opt_state)
-    structures: list[Any] = [jax.tree.structure(expected), jax.tree.structure(got)]
-    same = structures[0] == structures[1]
-    if not same or any(
-        a.shape != b.shape
-        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True)
-    ):
+    trees: list[Any] = [jax.tree.flatten(tree) for tree in (expected, got)]
+    described = [([(x.shape, x.dtype) for x in leaves], tree) for leaves, tree in trees]
+    if described[0] != described[1]:
         raise ValueError(
             "the optimizer state is not one of these parameters and this optimizer; make it with "
             "bh.train_state(params, optimizer), with the optimizer and the `frozen` of the "
             "step"
         )
-    if dtype is not None and jnp.dtype(dtype) == jnp.float16 and state.loss_scale is None:
+
+
+def _check_dtype(
+    objective: Objective, state: TrainState, batch: Batch, dtype: DTypeLike | None
+) -> None:
+    """Refuses a dtype that would overflow, or that nothing would be computed in.
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    if dtype is None:
+        return
+    dtype = jnp.dtype(dtype)
+    if dtype == jnp.float16 and state.loss_scale is None:
         raise ValueError("float16 needs a loss scale: bh.train_state(..., loss_scale=2.0**15)")
+    arrays = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(batch)))
+    if any(is_floating(x) for x in jax.tree.leaves(arrays.get("inputs"))):
+        return
+    run = functools.partial(objective.forward, key=state.key, training=True)
+    _, residuals = jax.eval_shape(run, state.params, arrays)
+    if all(x.dtype != dtype for x in jax.tree.leaves(residuals)):
+        raise ValueError(
+            f"dtype={dtype.name} is that of floating-point inputs, which this batch has not, and "
+            f"nothing in the model computes in it: give it to the embedding, as in "
+            f"bh.embedding(vocabulary, features, dtype=jnp.{dtype.name}), or put "
+            f"bh.cast(jnp.{dtype.name}) after it"
+        )
 
 
 def _unstacked(batches: PyTree, steps: int) -> PyTree:
@@ -301,28 +255,9 @@ def _unstacked(batches: PyTree, steps: int) -> PyTree:
     return jax.tree.map(flat, dict(batches) if isinstance(batches, Mapping) else batches)
 
 
-def _cast(inputs: PyTree, dtype: DTypeLike) -> PyTree:
-    """Floating-point inputs in the dtype of the activations."""
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, inputs
-    )
-
-
-def _where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
-
-
-def _scaled(grads: PyTree, factor: Array) -> PyTree:
-    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
-
-
-def _by_layer(grads: PyTree, max_norm: float) -> PyTree:
-    """Each layer's gradient clipped to a norm; a layer is the parameters of one dict or tuple."""
-    structure: Any
-    paths, structure = jax.tree_util.tree_flatten_with_path(grads)
-    layers: dict[Any, list[Array]] = {}
-    for path, leaf in paths:
-        layers.setdefault(path[:-1], []).append(leaf)
-    norms = {layer: optax.tree.norm(leaves) for layer, leaves in layers.items()}
-    factors = {layer: max_norm / jnp.maximum(norm, max_norm) for layer, norm in norms.items()}
-    return structure.unflatten([_scaled(leaf, factors[path[:-1]]) for path, leaf in paths])
+def _cast(batch: Batch, dtype: DTypeLike | None) -> dict[str, PyTree]:
+    """The batch, its floating-point inputs in the dtype of the activations."""
+    if dtype is None or "inputs" not in batch:
+        return dict(batch)
+    inputs = jax.tree.map(lambda x: x.astype(dtype) if is_floating(x) else x, batch["inputs"])
+    return {**batch, "inputs": inputs}

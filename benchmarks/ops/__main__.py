@@ -1,0 +1,61 @@
+"""Every op, forward and reverse together, against autodiff and, where installed, PyTorch.
+
+    python -m benchmarks.ops [--only PATTERN] [--json FILE] [--markdown FILE]
+    python -m benchmarks.ops [--only PATTERN] --update FILE [--missing] [--markdown FILE]
+
+Ratios are ours / theirs: below 1 is faster or leaner. Memory is what XLA allots beside arguments
+and results. Errors are of output and gradients against float64, relative to the largest element.
+A file of rows is written after each of them, so that an interrupted run goes on with --missing.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from benchmarks.ops import cases
+from benchmarks.ops.case import measure
+from benchmarks.ops.table import HEAD, document, line, merged, read, summary
+from benchmarks.report import machine, today, write
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", default="", metavar="PATTERN", help='cases whose "op, setting, dtype" matches'
+    )
+    parser.add_argument("--missing", action="store_true", help="cases that --update's FILE lacks")
+    files = parser.add_mutually_exclusive_group()
+    files.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    files.add_argument("--update", type=Path, metavar="FILE", help="replace these rows in FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table to FILE")
+    given = parser.parse_args()
+    if given.missing and not given.update:
+        parser.error("--missing needs --update FILE: the rows that there are")
+    return given
+
+
+def main() -> None:
+    given = arguments()
+    every = list(cases())
+    order = [case.name for case in every]
+    old = read(given.update) if given.update else []
+    there = {row.name for row in old} if given.missing else set()
+    rows, file = merged(order, old, []), given.update or given.json
+    print(HEAD, flush=True)
+    for case in every:
+        if case.name in there or not re.search(given.only, ", ".join(case.name)):
+            continue
+        row = measure(case, today())
+        print(line(row), flush=True)
+        rows = merged(order, rows, [row])
+        if file:
+            write(rows, file)
+    print(f"\n{summary(rows)}\n{machine()}")
+    if given.markdown:
+        given.markdown.write_text(document(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

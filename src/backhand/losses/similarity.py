@@ -1,0 +1,371 @@
+"""Losses of vectors that should be near, or far: cosine, triplet, contrastive.
+
+With u the direction x / |x| of a vector, the error du of the direction comes back as
+
+    dx = (du - u (u du)) / |x|
+
+since the length of x changes nothing. A vector shorter than EPS is divided by EPS instead.
+
+    cosine       l = 1 - u_x u_t                                           du_x = -u_t
+    triplet      l = max(0, |a - p| - |a - n| + m)                         da = e_p - e_n
+                 dp = -e_p and dn = e_n, with e the unit vectors of the differences, where l > 0
+    contrastive  l_i = log sum_j exp(z_ij) - z_ii,  z_ij = u_i v_j / tau
+                 dz_ij = P_ij - [i = j],  du_i = sum_j dz_ij v_j / tau,  dv_j likewise
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from backhand.arrays import contract, explicit_sharding, is_floating, like_primal, product, upcast
+from backhand.losses.common import (
+    Sum,
+    check_weights,
+    masked,
+    pair,
+    spread,
+    target_error,
+    weighted_sum,
+    weighted_sum_backward,
+)
+from backhand.protocol import Loss, need_floating
+from backhand.visit import PyTree
+
+EPS = 1e-6
+"""The length that a vector is divided by at least."""
+
+
+class Triplets(NamedTuple):
+    """What came in, and the distances of the anchors from positives and from negatives."""
+
+    predictions: PyTree
+    weights: Array | None
+    near: Float[Array, "*positions"]
+    far: Float[Array, "*positions"]
+
+
+class Contrast(NamedTuple):
+    """Directions and lengths of both, exp(z) over its largest in the row, one over its sum."""
+
+    queries: Float[Array, "B D"]
+    keys: Float[Array, "B D"]
+    weights: Array | None
+    losses: Float[Array, " B"]
+    e: Float[Array, "B B"]
+    share: Float[Array, "B 1"]
+    u: tuple[Array, Array]
+    v: tuple[Array, Array]
+
+
+def cosine_distance_forward(
+    predictions: Float[Array, "*positions D"], targets: Array, weights: Array | None = None
+) -> tuple[Sum, tuple[Array | None, ...]]:
+    """sum(w l) and sum(w), with l = 1 - cos(x, t) for each vector x.
+
+    Args:
+        predictions: (B, ..., D).
+        targets: of the same shape.
+        weights: per example or per vector; see `weighted_sum`.
+
+    Raises:
+        TypeError: if predictions are not floating point.
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> import backhand as bh, jax.numpy as jnp
+        >>> total, _ = bh.losses.cosine_distance(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]]))
+        >>> float(total)
+        1.0
+    """
+    x, t = pair("cosine_distance", predictions, targets)
+    if predictions.ndim == 0:
+        raise ValueError("cosine_distance needs vectors (..., D), got a scalar")
+    lengths = _length(x), _length(t)
+    cosine = jnp.sum(x * t, -1, keepdims=True) / lengths[0] / lengths[1]
+    total = weighted_sum("cosine_distance", 1 - cosine[..., 0], weights)
+    return total, (predictions, targets, weights, cosine, *lengths)
+
+
+def cosine_distance_backward(
+    residuals: tuple[Array, Array, Array | None, Array, Array, Array], dy: Sum
+) -> tuple[Array, Array | None, Array | None]:
+    predictions, targets, weights, cosine, *lengths = residuals
+    x, t = pair("", predictions, targets)
+    dlosses, dweights = weighted_sum_backward(1 - cosine[..., 0], weights, dy)
+
+    def error(x: Array, length: Array, t: Array, other: Array) -> Array:
+        along = jnp.where(length > EPS, cosine, 0) / length
+        return masked(dlosses[..., None], (x * along - t / other) / length)
+
+    dx, dt = error(x, lengths[0], t, lengths[1]), error(t, lengths[1], x, lengths[0])
+    return like_primal(dx, predictions), target_error(dt, targets), dweights
+
+
+def cosine_distance_reference(x: Array, t: Array, weights: Array | None = None) -> Sum:
+    x, t = pair("", x, t)
+    return weighted_sum("", 1 - jnp.sum(_textbook_unit(x) * _textbook_unit(t), -1), weights)
+
+
+def triplet_forward(
+    predictions: PyTree, targets: None = None, weights: Array | None = None, *, margin: float = 1.0
+) -> tuple[Sum, Triplets]:
+    """sum(w l) and sum(w), with l = max(0, |a - p| - |a - n| + m) for each triplet.
+
+    The distance |e| is sqrt(sum e^2 + EPS), which has a slope at 0. All three are predictions, of
+    one model as a rule: a batch of an objective has no targets.
+
+    Args:
+        predictions: anchors a, positives p, which should be nearer, and negatives n, which should
+            be farther by the margin: a tuple of three (B, ..., D), or one array (B, 3, ..., D).
+        targets: None.
+        weights: per example or per triplet; see `weighted_sum`.
+        margin: m above 0.
+
+    Raises:
+        TypeError: if an array is not floating point, or there are targets.
+        ValueError: if there are not three of one shape, or the margin is not above 0.
+
+    Example:
+        >>> import backhand as bh, jax, jax.numpy as jnp
+        >>> a, p, n = jnp.zeros((1, 2)), jnp.array([[3.0, 4.0]]), jnp.array([[6.0, 8.0]])
+        >>> total, _ = bh.losses.triplet((a, p, n), margin=6.0)
+        >>> round(float(total), 4)
+        1.0
+
+        One encoder of all three, in a batch of (B, 3, F):
+
+        >>> loss = bh.objective(bh.dense(2), bh.losses.triplet.bind(margin=0.5))
+        >>> batch = {"inputs": jnp.linspace(-1.0, 1.0, 24).reshape(2, 3, 4)}
+        >>> value, grads = bh.value_and_grad(loss)(loss.init(jax.random.key(0), batch), batch)
+        >>> grads["w"].shape
+        (4, 2)
+
+    References:
+        Schroff et al., "FaceNet", 2015.
+    """
+    if not margin > 0:
+        raise ValueError(f"triplet needs a margin above 0, got {margin}")
+    if targets is not None:
+        raise TypeError(
+            "triplet has no targets: give its three together, as in triplet((anchors, positives, "
+            "negatives), weights=weights)"
+        )
+    three = _three(predictions)
+    for name, x in zip(("anchors", "positives", "negatives"), three, strict=True):
+        need_floating(f"triplet's {name}", x)
+        if x.shape != three[0].shape or x.ndim == 0:
+            raise ValueError(
+                f"triplet needs {name} of shape {three[0].shape}, as its anchors; got {x.shape}"
+            )
+    near, far = _distances(*three)
+    losses = jnp.maximum(near - far + margin, 0)
+    return weighted_sum("triplet", losses, weights), Triplets(predictions, weights, near, far)
+
+
+def triplet_backward(
+    residuals: Triplets, dy: Sum, *, margin: float = 1.0
+) -> tuple[PyTree, None, Array | None]:
+    predictions, weights, near, far = residuals
+    a, p, n = _three(predictions)
+    losses = jnp.maximum(near - far + margin, 0)
+    dlosses, dweights = weighted_sum_backward(losses, weights, dy)
+    wide = upcast(a)
+
+    def error(other: Array, distance: Array) -> Array:
+        share = masked(dlosses, jnp.where(losses > 0, 1 / distance, 0))
+        return masked(share[..., None], wide - other.astype(wide.dtype))
+
+    dp, dn = -error(p, near), error(n, far)
+    errors = like_primal(-(dp + dn), a), like_primal(dp, p), like_primal(dn, n)
+    return errors if isinstance(predictions, tuple) else jnp.stack(errors, 1), None, dweights
+
+
+def _three(predictions: PyTree) -> tuple[Array, Array, Array]:
+    """Anchors, positives and negatives.
+
+    Raises:
+        ValueError: if there are not three.
+    """
+    if isinstance(predictions, tuple):
+        shape, three = f"a tuple of {len(predictions)}", predictions
+    else:
+        shape = str(predictions.shape)
+        fits = len(predictions.shape) > 1 and predictions.shape[1] == 3
+        three = tuple(predictions[:, i] for i in range(3)) if fits else ()
+    if len(three) != 3:
+        raise ValueError(
+            "triplet needs predictions (anchors, positives, negatives), or one array "
+            f"(B, 3, ..., D) of them; got {shape}"
+        )
+    return three
+
+
+def _distances(a: Array, p: Array, n: Array) -> tuple[Array, Array]:
+    """Those of the anchors from their positives and their negatives."""
+    wide = upcast(a)
+    near, far = (jnp.sum(jnp.square(wide - x.astype(wide.dtype)), -1) for x in (p, n))
+    return jnp.sqrt(near + EPS), jnp.sqrt(far + EPS)
+
+
+def triplet_reference(
+    predictions: PyTree, targets: None = None, weights: Array | None = None, *, margin: float = 1.0
+) -> Sum:
+    a, p, n = predictions if isinstance(predictions, tuple) else jnp.moveaxis(predictions, 1, 0)
+    a = upcast(a)
+    near = jnp.sum((a - p.astype(a.dtype)) ** 2, -1)
+    far = jnp.sum((a - n.astype(a.dtype)) ** 2, -1)
+    losses = jax.nn.relu((near + EPS) ** 0.5 - (far + EPS) ** 0.5 + margin)
+    return weighted_sum("", losses, weights)
+
+
+def info_nce_forward(
+    queries: Float[Array, "B D"],
+    keys: Float[Array, "B D"],
+    weights: Array | None = None,
+    *,
+    temperature: float = 0.07,
+) -> tuple[Sum, Contrast]:
+    """sum(w l) and sum(w), with l_i = -log softmax_j(cos(q_i, k_j) / tau) at j = i.
+
+    Each query is to find its own key among those of the batch. Keys of examples of weight 0 are no
+    negatives for others. The negatives are those of a micro-batch where a gradient is accumulated.
+    The loss in both directions is the sum of this and that of (keys, queries).
+
+    Args:
+        queries: (B, D), of any length: directions are compared.
+        keys: of the same shape; key i belongs to query i.
+        weights: per example, (B,).
+        temperature: tau above 0.
+
+    Raises:
+        TypeError: if queries or keys are not floating point.
+        ValueError: if the shapes do not fit, or the temperature is not above 0.
+
+    Example:
+        >>> import backhand as bh, jax.numpy as jnp
+        >>> total, weight = bh.losses.info_nce(jnp.eye(3), jnp.eye(3), temperature=1.0)
+        >>> round(float(total / weight), 4)  # log(e + 2) - 1
+        0.5514
+
+    References:
+        van den Oord et al., "Contrastive predictive coding", 2018.
+        Radford et al., "CLIP", 2021.
+    """
+    if not temperature > 0:
+        raise ValueError(f"info_nce needs a temperature above 0, got {temperature}")
+    need_floating("info_nce", queries)
+    if not is_floating(keys):
+        raise TypeError(f"info_nce needs floating-point keys, got {keys.dtype}")
+    if queries.ndim != 2 or keys.shape != queries.shape:
+        raise ValueError(
+            f"info_nce needs queries and keys of one shape (B, D), got {queries.shape} and "
+            f"{keys.shape}"
+        )
+    if weights is not None and weights.shape != queries.shape[:1]:
+        raise ValueError(
+            f"info_nce needs weights of shape {queries.shape[:1]}, one per example; got "
+            f"{weights.shape}"
+        )
+    residuals = _contrast(queries, keys, weights, temperature)
+    return weighted_sum("info_nce", residuals.losses, weights), residuals
+
+
+def info_nce_backward(
+    residuals: Contrast, dy: Sum, *, temperature: float = 0.07
+) -> tuple[Array, Array, Array | None]:
+    queries, keys, weights, losses, e, share, u, v = residuals
+    dlosses, dweights = weighted_sum_backward(losses, weights, dy)
+    dz = masked(dlosses[:, None] / temperature, e * share - _own(e).astype(e.dtype))
+    du = contract(dz, v[0], ((1,), (0,)), u[0])
+    dv = contract(dz, u[0], ((0,), (0,)), v[0])
+    dq, dk = _unit_backward(u, du), _unit_backward(v, dv)
+    return like_primal(dq, queries), like_primal(dk, keys), dweights
+
+
+def _contrast(queries: Array, keys: Array, weights: Array | None, temperature: float) -> Contrast:
+    x = upcast(queries)
+    k = keys.astype(x.dtype)
+    absent = None if weights is None else spread("info_nce", weights, x[:, 0]) == 0
+    if absent is not None:
+        x, k = (jnp.where(absent[:, None] & ~jnp.isfinite(y), 0, y) for y in (x, k))
+    u, v = _unit(x), _unit(k)
+    z = product(u[0], _everywhere(v[0]).T) / temperature
+    if absent is not None:
+        z = jnp.where(~_own(z) & _everywhere(absent)[None, :], -jnp.inf, z)
+    top = lax.stop_gradient(jnp.max(z, 1, keepdims=True, initial=-jnp.inf))
+    e = jnp.exp(z - top)
+    summed = jnp.sum(e, 1, keepdims=True)
+    true = jnp.sum(u[0] * v[0], 1) / temperature
+    losses = (top + jnp.log(summed))[:, 0] - true
+    return Contrast(queries, keys, weights, losses, e, 1 / summed, u, v)
+
+
+def _own(z: Array) -> Array:
+    """Where a query meets its own key."""
+    return lax.broadcasted_iota(jnp.int32, z.shape, 0) == lax.broadcasted_iota(
+        jnp.int32, z.shape, 1
+    )
+
+
+def info_nce_reference(
+    queries: Array, keys: Array, weights: Array | None = None, *, temperature: float = 0.07
+) -> Sum:
+    queries = upcast(queries)
+    u, v = _textbook_unit(queries), _textbook_unit(keys.astype(queries.dtype))
+    z = u @ v.T / temperature
+    if weights is not None:
+        z = jnp.where(
+            (weights.astype(z.dtype) != 0)[None, :] | jnp.eye(len(z), dtype=bool), z, -jnp.inf
+        )
+    return weighted_sum("", -jnp.diag(jax.nn.log_softmax(z)), weights)
+
+
+def _length(x: Array) -> Array:
+    """Lengths, with an axis for them; of what is shorter than EPS, EPS."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), EPS**2))
+
+
+def _unit(x: Array) -> tuple[Array, Array]:
+    """Directions and lengths."""
+    length = _length(x)
+    return x / length, length
+
+
+def _unit_backward(unit: tuple[Array, Array], du: Array) -> Array:
+    """The error of the vectors; a length that is EPS does not change."""
+    u, length = unit
+    along = jnp.where(length > EPS, jnp.sum(u * du, -1, keepdims=True), 0)
+    return (du - u * along) / length
+
+
+def _textbook_unit(x: Array) -> Array:
+    return x / jnp.sqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), EPS**2))
+
+
+def _everywhere(x: Array) -> Array:
+    """`x` whole on every device of an explicit mesh."""
+    sharding = explicit_sharding(x)
+    if sharding is None:
+        return x
+    return jax.sharding.reshard(x, sharding.update(spec=(None,) * x.ndim))
+
+
+cosine_distance = Loss(
+    "cosine_distance",
+    cosine_distance_forward,
+    cosine_distance_backward,
+    cosine_distance_reference,
+    check_weights,
+)
+triplet = Loss(
+    "triplet",
+    triplet_forward,
+    triplet_backward,
+    triplet_reference,
+    check_weights,
+    has_targets=False,
+)
+info_nce = Loss("info_nce", info_nce_forward, info_nce_backward, info_nce_reference, check_weights)

@@ -1,0 +1,92 @@
+"""Depthwise convolution: each channel by itself, as shifted multiply-adds.
+
+    correlate    y[p, i, m] = sum_k x[q, i] w[k, i, m]
+    scatter      x[q, i]    = sum_{k, m} y[p, i, m] w[k, i, m]
+    weights      w[k, i, m] = sum_p x[q, i] y[p, i, m]
+
+A tap has one number for each channel, so there is no product of matrices to be had. What there is
+are a few sums of slices, which read the input once from memory, a few examples at a time.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from backhand.arrays import accumulation_dtype, last_axis, upcast
+from backhand.ops.convolution_blocks import by_examples
+from backhand.ops.convolution_columns import in_blocks
+from backhand.ops.convolution_geometry import Geometry
+from backhand.ops.convolution_taps import padded, taps
+
+X = Float[Array, "B *S I"]
+Y = Float[Array, "B *P O"]
+W = Float[Array, "*K 1 O"]
+
+BLOCK = 1 << 17
+"""Elements of input or output at a time: 0.5 MB in float32."""
+
+
+def correlate(x: X, w: W, windows: Geometry) -> Y:
+    kernel, outputs = w.shape[:-2], w.shape[-1]
+    places = windows.places(x.shape[1:-1], kernel)
+    times = outputs // x.shape[-1]
+
+    def run(x: X) -> Y:
+        seen = taps(padded(upcast(x), windows), places, windows, kernel)
+        return _weighted((_repeated(tap, times) for tap in seen), w).astype(x.dtype)
+
+    return by_examples(run, x, _examples(x.shape, outputs))
+
+
+def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
+    """Around each place of y are stride - 1 zeros; over those the kernel moves turned round."""
+    kernel, outputs = w.shape[:-2], w.shape[-1]
+    turned = jnp.flip(w, range(windows.rank))
+    back = windows.way_back(sizes, kernel)
+    pads = [(lo, hi, s - 1) for (lo, hi), s in zip(back.padding, windows.stride, strict=True)]
+
+    def run(y: Y) -> X:
+        wide = upcast(y)
+        apart = lax.pad(wide, jnp.zeros((), wide.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+        found = _weighted(taps(apart, sizes, back, kernel), turned)
+        times = outputs // windows.groups
+        parts = (found[..., part::times] for part in range(times))
+        return functools.reduce(operator.add, parts).astype(y.dtype)
+
+    return by_examples(run, y, _examples((y.shape[0], *sizes, 1), outputs))
+
+
+def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
+    times = y.shape[-1] // x.shape[-1]
+
+    def product(x: X, y: Y) -> Array:
+        lead, error = tuple(range(y.ndim - 1)), upcast(y)
+        seen = taps(upcast(x), y.shape[1:-1], windows, kernel)
+        return jnp.stack([jnp.sum(_repeated(tap, times) * error, lead) for tap in seen])
+
+    zeros = jnp.zeros((math.prod(kernel), y.shape[-1]), accumulation_dtype(x.dtype, y.dtype))
+    laid_out = math.prod(kernel) * x.shape[-1]
+    dw = in_blocks(product, x, y, windows, kernel, zeros, laid_out)
+    return dw.reshape(*kernel, 1, y.shape[-1])
+
+
+def _weighted(seen: Iterator[Array], w: W) -> Array:
+    """The sum of what each tap meets, times the tap's number for the channel."""
+    numbers = upcast(w).reshape(-1, w.shape[-1])
+    terms = (tap * last_axis(own, tap) for tap, own in zip(seen, numbers, strict=True))
+    return functools.reduce(operator.add, terms)
+
+
+def _repeated(x: Array, times: int) -> Array:
+    """Each channel as often as it has outputs."""
+    return x if times == 1 else jnp.repeat(x, times, -1)
+
+
+def _examples(shape: Sequence[int], channels: int) -> int:
+    """How many examples a block has."""
+    return max(1, BLOCK // (math.prod(shape[1:-1]) * channels))

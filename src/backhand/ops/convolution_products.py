@@ -1,0 +1,167 @@
+"""The three products of a convolution: of input and weight, of error and weight, of both with each.
+
+Over the places p, the kernel's taps k and the channels i and o, with q = s p + d k - lo:
+
+    correlate    y[p, o]    = sum_{k, i} x[q, i] w[k, i, o]
+    scatter      x[q, i]    = sum_{k, o} y[p, o] w[k, i, o]      over the p and k that q is made of
+    weights      w[k, i, o] = sum_p      x[q, i] y[p, o]
+
+One sum over the triples (x, w, y) that meet: each product leaves out one of the three. What is
+outside of the input is zero. Channels may be split into groups, each with its own outputs.
+
+Here it is chosen how each is computed; any way gives the same numbers.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float
+
+from backhand.arrays import accumulation_dtype, explicit_sharding, product
+from backhand.ops import convolution_depthwise, convolution_lax, convolution_rows
+from backhand.ops.convolution_columns import weights_by_columns
+from backhand.ops.convolution_geometry import Geometry
+
+X = Float[Array, "B *S I"]
+Y = Float[Array, "B *P O"]
+W = Float[Array, "*K J O"]
+Product = Callable[[Array, Array], Array]
+
+SMALL = 1 << 18
+"""Elements that all columns would have, up to which XLA's own way is as fast on CPU."""
+
+MANY = 1 << 28
+"""Terms of a weight's gradient from which `convolution_rows` took 0.6 to 0.9 of the time of XLA's
+own on CPU; below, 0.7 to 1.9 of it."""
+
+LARGE = 1 << 15
+"""Numbers of a tap, times the places in a row, from which shifting rows pays on CPU."""
+
+UNROLLED = 64
+"""Taps that are written out, each with its slice; beyond them a program would be too long."""
+
+
+def correlate(x: X, w: W, windows: Geometry) -> Y:
+    """What every place sees: y (B, *P, O) of x (B, *S, I) and w (*K, I / groups, O)."""
+    if _pointwise(w.shape[:-2], windows):
+        return product(x, w.reshape(w.shape[-2:]))
+    how = _on_cpu(x, w, windows, windows)
+    run, on_cpu = (
+        functools.partial(module.correlate, windows=windows) for module in (convolution_lax, how)
+    )
+    return _chosen(run, on_cpu if how is not convolution_lax else run, x, w)
+
+
+def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
+    """What every place gives back: x (B, *sizes, I) of y (B, *P, O) and w (*K, I / groups, O)."""
+    if _pointwise(w.shape[:-2], windows):
+        return product(y, w.reshape(w.shape[-2:]).T)
+    how = _on_cpu(y, w, windows, windows.way_back(sizes, w.shape[:-2]))
+    run, on_cpu = (
+        functools.partial(module.scatter, windows=windows, sizes=sizes)
+        for module in (convolution_lax, how)
+    )
+    return _chosen(run, on_cpu if how is not convolution_lax else run, y, w)
+
+
+def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
+    """What every tap joined: w (*kernel, I / groups, O) of x (B, *S, I) and y (B, *P, O).
+
+    Accumulated, and given, in at least float32.
+    """
+    if _pointwise(kernel, windows) and explicit_sharding(x) is None:
+        lead, wide = tuple(range(x.ndim - 1)), accumulation_dtype(x.dtype, y.dtype)
+        dw = lax.dot_general(x, y, ((lead, lead), ((), ())), preferred_element_type=wide)
+        return dw.reshape(*kernel, *dw.shape)
+
+    def everywhere(x: X, y: Y) -> W:
+        return convolution_lax.weights(x, y, windows, kernel)
+
+    sharding = explicit_sharding(x)
+    if sharding is not None:
+        whole = sharding.update(spec=(None,) * x.ndim)
+        return _by_the_compiler(everywhere, whole)(x, y)
+    how = _weights_on_cpu(x, y, windows, kernel)
+    if how is convolution_lax.weights:
+        return everywhere(x, y)
+
+    def on_cpu(x: X, y: Y) -> W:
+        return how(x, y, windows, kernel)
+
+    return lax.platform_dependent(x, y, cpu=on_cpu, default=everywhere)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """`weights` at the places of given windows, as `backhand.Windows` calls it."""
+
+    windows: Geometry
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return self.windows.rank
+
+    def __call__(self, x: X, y: Y, kernel: tuple[int, ...]) -> W:
+        """The gradient of the weight."""
+        return weights(x, y, self.windows, kernel)
+
+
+def _pointwise(kernel: Sequence[int], windows: Geometry) -> bool:
+    """Whether it is a product of matrices: every place sees the input there, and all channels."""
+    plain = windows.unit and windows.groups == 1
+    return plain and set(kernel) == {1} and not any(map(sum, windows.padding))
+
+
+def _on_cpu(x: Array, w: W, windows: Geometry, moving: Geometry) -> ModuleType:
+    """How `correlate` or `scatter` is computed on CPU: the kernel moves over x as `moving` says."""
+    taps = math.prod(w.shape[:-2])
+    if w.shape[-2] == 1 and taps <= UNROLLED:
+        return convolution_depthwise
+    plain = windows.rank == 2 and windows.stride == (1, 1) and windows.groups == 1
+    if not plain or taps > UNROLLED or x.dtype.itemsize < 4 or min(w.shape[-2:]) >= 128:
+        return convolution_lax
+    large = w.shape[-2] * w.shape[-1] * moving.places(x.shape[1:-1], w.shape[:2])[1] >= LARGE
+    outputs = math.prod(w.shape[-2:]) // x.shape[-1]
+    one = convolution_rows.one_example(x, w.shape[:-2], outputs, moving)
+    fits = one <= convolution_rows.TOGETHER
+    return convolution_rows if large and fits else convolution_lax
+
+
+def _weights_on_cpu(
+    x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]
+) -> Callable[[X, Y, Geometry, tuple[int, ...]], W]:
+    """How `weights` is computed on CPU."""
+    taps, one_group = math.prod(kernel), windows.groups == 1
+    unit = set(windows.stride) == {1}
+    # Over one axis XLA's own took 0.7 of the time of columns, for causal kernels of 3 and 4.
+    if taps > UNROLLED or (one_group and (x.size * taps <= SMALL or (windows.rank == 1 and unit))):
+        return convolution_lax.weights
+    if x.shape[-1] == windows.groups:
+        return convolution_depthwise.weights
+    if windows.rank == 2 and unit and one_group:
+        many = y.size * taps * x.shape[-1] >= MANY
+        return convolution_rows.weights if many else convolution_lax.weights
+    return weights_by_columns
+
+
+def _chosen(everywhere: Product, on_cpu: Product, x: Array, w: Array) -> Array:
+    """One way on CPU, another elsewhere; under an explicit mesh split over the batch as x is."""
+    sharding = explicit_sharding(x)
+    if sharding is not None:
+        spec = (sharding.spec[0], *[None] * (x.ndim - 1))
+        return _by_the_compiler(everywhere, sharding.update(spec=spec))(x, w)
+    if on_cpu is everywhere:
+        return everywhere(x, w)
+    return lax.platform_dependent(x, w, cpu=on_cpu, default=everywhere)
+
+
+def _by_the_compiler(run: Product, sharding: jax.sharding.NamedSharding) -> Product:
+    """`run` with its inside placed by the compiler: windows have no rule for explicit axes."""
+    placed: Product = jax.sharding.auto_axes(run, out_sharding=sharding)
+    return placed

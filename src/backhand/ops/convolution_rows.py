@@ -1,0 +1,96 @@
+"""Convolution over two axes with stride 1, its shifts along rows and along columns apart.
+
+A tap (k, l) reads the place d k rows down and d l columns to the right. Only the second is laid out
+beside each other before the product, the first is added up after it, lo zeros being in front:
+
+    correlate    t[r, b, k, o] = sum_{l, i} x[r, b + d l - lo, i] w[k, l, i, o]
+                 y[a, b, o]    = sum_k t[a + d k - lo, b, k, o]
+    weights      w[k, l, i, o] = sum_{a, b} x[a + d k - lo, b, i] y[a, b - d l + lo, o]
+
+So K + L copies are written and read in place of the K L that a place's columns are, for as many
+places as stay in the cache. `scatter` is `correlate` on the way back.
+"""
+
+import functools
+import operator
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from backhand.arrays import accumulation_dtype
+from backhand.ops.convolution_blocks import by_examples
+from backhand.ops.convolution_columns import in_blocks
+from backhand.ops.convolution_geometry import Geometry
+from backhand.ops.convolution_lax import turned
+
+X = Float[Array, "B R S I"]
+Y = Float[Array, "B P Q O"]
+W = Float[Array, "K L I O"]
+
+TOGETHER = 1 << 20
+"""Elements that a product reads and gives at a time: 4 MB in float32. At most
+three quarters of what the larger of input and output has, so that they are not what memory is
+needed for."""
+
+
+def correlate(x: X, w: W, windows: Geometry) -> Y:
+    (down, right), (inputs, outputs) = w.shape[:2], w.shape[2:]
+    (by_rows, by_columns), ((top, _), sides) = windows.dilation, windows.padding
+    rows, columns = windows.places(x.shape[1:-1], w.shape[:2])
+    matrix = jnp.transpose(w, (1, 2, 0, 3)).reshape(right * inputs, down * outputs)
+    wide = accumulation_dtype(x.dtype)
+
+    def run(x: X) -> Y:
+        padded = moved(x, 2, sides[0], x.shape[2] + sum(sides))
+        firsts = (by_columns * k for k in range(right))
+        seen = beside(lax.slice_in_dim(padded, k, k + columns, axis=2) for k in firsts)
+        found = lax.dot_general(seen, matrix, (((1,), (0,)), ((), ())), preferred_element_type=wide)
+        found = found.reshape(*x.shape[:2], columns, down, outputs)
+        parts = (found[..., k, :] for k in range(down))
+        shifted = (moved(part, 1, top - by_rows * k, rows) for k, part in enumerate(parts))
+        return functools.reduce(operator.add, shifted).astype(x.dtype)
+
+    most = min(TOGETHER, 3 * max(x.size, x.shape[0] * rows * columns * outputs) // 4)
+    return by_examples(run, x, max(1, most // one_example(x, w.shape[:2], outputs, windows)))
+
+
+def one_example(x: Array, kernel: tuple[int, ...], outputs: int, windows: Geometry) -> int:
+    """The elements that the product of one example reads and gives."""
+    _, columns = windows.places(x.shape[1:-1], kernel)
+    return x.shape[1] * columns * (kernel[1] * x.shape[-1] + kernel[0] * outputs)
+
+
+def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
+    return correlate(y, turned(w, 1), windows.way_back(sizes, w.shape[:2]))
+
+
+def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
+    (down, right), (inputs, outputs) = kernel, (x.shape[-1], y.shape[-1])
+    (by_rows, by_columns), wide = windows.dilation, accumulation_dtype(x.dtype, y.dtype)
+
+    def product(x: X, y: Y) -> Array:
+        rows, columns = y.shape[1], x.shape[2]
+        seen = (lax.slice_in_dim(x, by_rows * k, by_rows * k + rows, axis=1) for k in range(down))
+        blamed = (moved(y, 2, by_columns * k, columns) for k in range(right))
+        a, b = (beside(shifts) for shifts in (seen, blamed))
+        return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+
+    zeros = jnp.zeros((down * inputs, right * outputs), wide)
+    laid_out = down * inputs + right * outputs
+    dw = in_blocks(product, x, y, windows, kernel, zeros, laid_out)
+    return dw.reshape(down, inputs, right, outputs).swapaxes(1, 2)
+
+
+def beside(shifts: Iterator[Array]) -> Array:
+    """Arrays (B, *S, C) as one matrix (B S, n C)."""
+    joined = jnp.concatenate(list(shifts), -1)
+    return joined.reshape(-1, joined.shape[-1])
+
+
+def moved(x: Array, axis: int, by: int, length: int) -> Array:
+    """`x` moved along an axis, cut or filled with zeros to a length."""
+    pads = [(0, 0, 0)] * x.ndim
+    pads[axis] = (by, length - x.shape[axis] - by, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), pads)

@@ -1,0 +1,155 @@
+"""The reverse pass of a step: gradients of what is learned, statistics, the loss scale."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from backhand.accumulate import accumulate, rescaled
+from backhand.arrays import inverse, is_floating
+from backhand.clipping import value_and_clipped_grad
+from backhand.collectors import statistics
+from backhand.contributions import map_owners
+from backhand.gradients import (
+    Batch,
+    Evaluate,
+    Evaluation,
+    Objective,
+    Terms,
+    check_objective,
+    value_and_collect,
+    value_and_grad,
+)
+from backhand.metrics import check_names
+from backhand.training.clip import scaled
+from backhand.training.state import learned
+from backhand.visit import Collect, Params, PyTree, Residuals, gradients
+
+COLLECTORS: Mapping[str, Collect] = {"gradients": gradients, "statistics": statistics}
+
+Way = Literal["manual", "automatic"]
+
+
+class Found(NamedTuple):
+    """What a reverse pass finds.
+
+    Attributes:
+        loss: the mean loss ().
+        gradients: in the tree of the parameters, zeros for those that are not learned.
+        statistics: what running statistics saw, for `merge_statistics`.
+        dropped: how many micro-batches were left out, int32 ().
+        metrics: what is reported of it.
+    """
+
+    loss: Array
+    gradients: PyTree
+    statistics: PyTree
+    dropped: Array
+    metrics: dict[str, PyTree]
+
+
+def reverse_pass(
+    objective: Objective,
+    *,
+    way: Way,
+    micro_batches: int,
+    clip_example_norm: float | None,
+    frozen: Sequence[str],
+    drop: bool,
+) -> Callable[..., Found]:
+    """`(params, batch, key, loss_scale) -> Found`, the settings those of `train_step`."""
+    check_objective(objective)
+    objective = _named(objective)
+    evaluate = accumulate(
+        _evaluation(objective, way, clip_example_norm, frozen),
+        micro_batches,
+        nonfinite="drop" if drop else "keep",
+    ).evaluate
+
+    def reverse(
+        params: Params, batch: dict[str, PyTree], key: Array | None, loss_scale: Array | None
+    ) -> Found:
+        scale = None
+        if loss_scale is not None:  # the weight is a function of the batch: the rest is dead
+            terms, _ = objective.forward(params, batch, key=key, training=True)
+            scale = jax.tree.map(lambda w: loss_scale.astype(w.dtype) * inverse(w), terms.weight)
+        terms, found = evaluate(params, batch, scale=scale, key=key)
+        if loss_scale is not None and drop:  # the weight is that of what was kept
+            found = rescaled(COLLECTORS, found, scale, terms.weight)
+        elif loss_scale is not None:
+            found = {**found, "gradients": scaled(found["gradients"], 1 / loss_scale)}
+        loss, measured = terms.mean(), terms.measured()
+        empty = jnp.stack([w == 0 for w in jax.tree.leaves(terms.weight)])
+        return Found(
+            loss,
+            found["gradients"],
+            found["statistics"],
+            measured["dropped"] if drop else jnp.zeros((), jnp.int32),
+            {"loss": loss, "empty": jnp.sum(empty, dtype=jnp.int32), **measured},
+        )
+
+    return reverse
+
+
+def _evaluation(
+    objective: Objective, way: Way, clip_example_norm: float | None, frozen: Sequence[str]
+) -> Evaluation:
+    """Gradients of what is learned, and running statistics, in one pass either way.
+
+    The others' gradients are left out before anything reads them, so the compiler drops their work.
+    Beside automatic gradients the statistics come from the hand-written reverse: they do not depend
+    on the errors, so the compiler drops the rest of it.
+    """
+
+    def mask(params: Params) -> PyTree:
+        return learned(params, frozen)
+
+    automatic = value_and_grad(objective, gradients=way)
+    if clip_example_norm is not None:
+        if way != "manual":
+            raise ValueError("clip_example_norm needs the hand-written reverse: gradients='manual'")
+        return value_and_clipped_grad(objective, clip_example_norm, mask=mask)
+    manual = value_and_collect(objective, **COLLECTORS)
+    forward = value_and_collect(objective, statistics=statistics)
+
+    def learned_only(evaluate: Evaluate) -> Evaluate:
+        def masked(params: Params, batch: Batch, **given: Any) -> tuple[Terms, dict[str, PyTree]]:
+            terms, found = evaluate(params, batch, **given)
+            grads = map_owners(_unless_fixed, params, found["gradients"], mask(params))
+            return terms, {**found, "gradients": grads}
+
+        return masked
+
+    def both(params: Params, batch: Batch, **given: Any) -> tuple[Terms, dict[str, PyTree]]:
+        terms, found = automatic.evaluate(params, batch, **given)
+        return terms, found | forward.evaluate(params, batch, **given)[1]
+
+    if way == "automatic":
+        return dataclasses.replace(manual, evaluate=learned_only(both), collecting=None)
+    steered = manual.collecting
+    return dataclasses.replace(
+        manual,
+        evaluate=learned_only(manual.evaluate),
+        collecting=steered and (lambda collectors: learned_only(steered(collectors))),
+    )
+
+
+def _named(objective: Objective) -> Objective:
+    """The objective, whose metrics are refused if they have names that the step itself uses."""
+
+    def forward(*args: Any, **given: Any) -> tuple[Terms, Residuals]:
+        terms, residuals = objective.forward(*args, **given)
+        check_names(terms.metrics)
+        return terms, residuals
+
+    return dataclasses.replace(objective, forward=forward)
+
+
+def _unless_fixed(param: PyTree, gradient: PyTree, learns: PyTree) -> PyTree:
+    """A parameter's gradient, or its contribution; zeros for one that does not learn."""
+    if all(jax.tree.leaves(learns)):
+        return gradient
+    return jax.tree.map(lambda p: jnp.zeros_like(p) if is_floating(p) else None, param)

@@ -1,0 +1,52 @@
+"""Each channel by itself: what XLA's convolutions give, in any blocks, with less memory."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import backhand as bh
+from backhand.ops import convolution_columns, convolution_depthwise, convolution_lax
+from backhand.ops.convolution_geometry import geometry
+from tests.support import assert_close, normal, temporary_bytes
+
+
+@pytest.mark.parametrize("limit", [1, 300, 1 << 17])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), ((2, 3), 1), (1, 2)])
+def test_any_blocks_give_the_products_of_xla(limit, times, stride, dilation, x64, monkeypatch):
+    monkeypatch.setattr(convolution_depthwise, "BLOCK", limit)
+    monkeypatch.setattr(convolution_columns, "COLUMNS", limit)
+    x, w = normal(0, 5, 7, 8, 3), normal(1, 3, 2, 1, 3 * times)
+    windows = geometry("convolution", (7, 8), (3, 2), stride, "SAME", dilation, 3)
+    y = normal(2, 5, *windows.places((7, 8), (3, 2)), 3 * times)
+
+    @jax.jit
+    def both(x, w, y):
+        return [
+            (
+                module.correlate(x, w, windows),
+                module.scatter(y, w, windows, (7, 8)),
+                module.weights(x, y, windows, (3, 2)),
+            )
+            for module in (convolution_depthwise, convolution_lax)
+        ]
+
+    assert_close(*both(x, w, y))
+
+
+def test_low_precision_is_summed_in_float32():
+    """After 256, bfloat16 cannot count further by ones."""
+    x = jnp.ones((1, 9, 1), jnp.bfloat16).at[0, 0, 0].set(256)
+    windows = geometry("convolution", (9,), (9,), 1, "VALID", 1, 1)
+    y = convolution_depthwise.correlate(x, jnp.ones((9, 1, 1), jnp.bfloat16), windows)
+    assert (y.dtype, y.item()) == (jnp.bfloat16, 264)
+
+
+def test_it_needs_less_memory_than_autodiff():
+    x, w = normal(0, 16, 32, 32, 32), normal(1, 3, 3, 1, 32)
+    op = bh.ops.convolution
+    ours, theirs = (
+        temporary_bytes(jax.grad(lambda x, w, f=f: (f(x, w, groups=32) ** 2).sum(), (0, 1)), x, w)
+        for f in (op, op.reference)
+    )
+    assert ours <= theirs

@@ -1,0 +1,86 @@
+"""The three products against loops over places and taps, in every way that they are computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backhand.ops import convolution_lax, convolution_products
+from backhand.ops.convolution_geometry import Geometry
+from tests.ops.reference import quickly
+from tests.support import assert_close, normal
+
+
+def by_loops(x, w, y, windows):
+    """The three sums over all triples that meet, one after the other."""
+    outcome = np.zeros_like(y), np.zeros_like(x), np.zeros_like(w)
+    inputs, outputs = w.shape[-2], w.shape[-1] // windows.groups
+    for place in np.ndindex(*y.shape[1:-1]):
+        for tap in np.ndindex(*w.shape[:-2]):
+            at = tuple(
+                s * p + d * k - lo
+                for s, p, d, k, (lo, _) in zip(
+                    windows.stride, place, windows.dilation, tap, windows.padding, strict=True
+                )
+            )
+            if not all(0 <= q < n for q, n in zip(at, x.shape[1:-1], strict=True)):
+                continue
+            for g in range(windows.groups):
+                i = slice(g * inputs, (g + 1) * inputs)
+                o = slice(g * outputs, (g + 1) * outputs)
+                seen, own = x[(slice(None), *at, i)], w[(*tap, slice(None), o)]
+                error = y[(slice(None), *place, o)]
+                outcome[0][(slice(None), *place, o)] += seen @ own
+                outcome[1][(slice(None), *at, i)] += error @ own.T
+                outcome[2][(*tap, slice(None), o)] += seen.T @ error
+    return outcome
+
+
+@st.composite
+def problems(draw):
+    """Windows that fit into inputs of one to three spatial axes."""
+    rank = draw(st.integers(1, 3))
+
+    def several(low, high):
+        return tuple(draw(st.integers(low, high)) for _ in range(rank))
+
+    kernel, stride, dilation = several(1, (4, 3, 2)[rank - 1]), several(1, 3), several(1, 2)
+    padding = tuple(zip(several(0, 3), several(0, 3), strict=True))
+    groups, own, outputs = (draw(st.integers(1, 3)) for _ in range(3))
+    sizes = tuple(
+        max(n, d * (k - 1) + 1 - sum(pad))
+        for n, d, k, pad in zip(several(1, 5), dilation, kernel, padding, strict=True)
+    )
+    channels = groups * own, groups * outputs
+    return draw(st.integers(0, 3)), sizes, kernel, (stride, padding, dilation, groups), channels
+
+
+def ways(x, w, y, windows):
+    """All of `products` as chosen here, and as XLA's convolutions."""
+    sizes, kernel = x.shape[1:-1], w.shape[:-2]
+    return [
+        (
+            module.correlate(x, w, windows),
+            module.scatter(y, w, windows, sizes),
+            module.weights(x, y, windows, kernel),
+        )
+        for module in (convolution_products, convolution_lax)
+    ]
+
+
+COMPILED = jax.jit(ways, static_argnums=3)
+
+
+@settings(max_examples=40)
+@given(problems())
+def test_any_windows_give_the_sums_over_all_that_meet(problem):
+    batch, sizes, kernel, settings, (inputs, outputs) = problem
+    windows = Geometry(*settings)
+    x = np.asarray(normal(0, batch, *sizes, inputs), np.float64)
+    w = np.asarray(normal(1, *kernel, inputs // windows.groups, outputs), np.float64)
+    y = np.asarray(normal(2, batch, *windows.places(sizes, kernel), outputs), np.float64)
+    expected = by_loops(x, w, y, windows)
+    with jax.enable_x64(True), quickly():
+        for found in COMPILED(x, w, y, windows):
+            assert_close(found, jax.tree.map(jnp.asarray, expected))

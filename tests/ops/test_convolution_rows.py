@@ -1,0 +1,47 @@
+"""Shifts of rows after the product are the convolution, whatever the padding and the blocks."""
+
+import jax
+import pytest
+
+from backhand.ops import convolution_columns, convolution_lax, convolution_rows
+from backhand.ops.convolution_geometry import Geometry
+from tests.support import assert_close, normal, temporary_bytes
+
+WINDOWS = [
+    (Geometry((1, 1), ((1, 1), (1, 1)), (1, 1), 1), (3, 3)),
+    (Geometry((1, 1), ((0, 4), (3, 0)), (2, 1), 1), (2, 4)),
+    (Geometry((1, 1), ((5, 0), (0, 0)), (1, 3), 1), (3, 1)),
+]
+
+
+@pytest.mark.parametrize("limit", [1, 400, 1 << 20])
+@pytest.mark.parametrize(("windows", "kernel"), WINDOWS)
+def test_any_blocks_give_what_the_compilers_convolution_gives(
+    windows, kernel, limit, x64, monkeypatch
+):
+    monkeypatch.setattr(convolution_rows, "TOGETHER", limit)
+    monkeypatch.setattr(convolution_columns, "COLUMNS", limit)
+    x, w = normal(0, 5, 6, 7, 3), normal(1, *kernel, 3, 2)
+    y = normal(2, 5, *windows.places((6, 7), kernel), 2)
+
+    def three(module):
+        return (
+            module.correlate(x, w, windows),
+            module.scatter(y, w, windows, (6, 7)),
+            module.weights(x, y, windows, kernel),
+        )
+
+    found, expected = (
+        jax.jit(lambda m=module: three(m))() for module in (convolution_rows, convolution_lax)
+    )
+    assert_close(found, expected)
+
+
+def test_memory_does_not_grow_with_the_batch():
+    windows = WINDOWS[0][0]
+
+    def bytes_of(batch):
+        arrays = [jax.ShapeDtypeStruct(s, "float32") for s in ((batch, 32, 32, 32), (3, 3, 32, 32))]
+        return temporary_bytes(lambda x, w: convolution_rows.correlate(x, w, windows), *arrays)
+
+    assert bytes_of(128) <= 1.01 * bytes_of(64) < 8e6
