@@ -79,17 +79,18 @@ def test_a_step_is_the_update_of_the_rule(x64):
     assert float(metrics["accuracy"]) == pytest.approx(hits.mean())
 
 
-def test_a_step_compiles_once_for_each_shape_of_batch():
+def test_a_step_compiles_once_for_each_shape_of_batch(nothing_compiles):
     of, optimizer = objective(), optax.adam(0.1)
     state = bh.train_state(parameters(of), optimizer, key=jax.random.key(0))
     step = bh.train_step(of, optimizer)
     state, _ = step(state, BATCH)
     before = len(TRACES)
-    for _ in range(3):
-        state, _ = step(state, BATCH)
-    assert (len(TRACES), step.jitted._cache_size()) == (before, 1)
+    with nothing_compiles():
+        for _ in range(3):
+            state, _ = step(state, BATCH)
+    assert len(TRACES) == before
     state, _ = step(state, jax.tree.map(lambda leaf: leaf[:4], BATCH))
-    assert (len(TRACES) > before, step.jitted._cache_size()) == (True, 2)
+    assert len(TRACES) > before
     assert int(state.step) == 5
 
 
