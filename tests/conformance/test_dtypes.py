@@ -21,13 +21,19 @@ from tests.conformance.checks import (
     magnitude,
     mismatches,
     problem,
+    truth,
     wide,
 )
 from tests.tolerances import tolerance
 
+LOW = [jnp.float32, jnp.bfloat16]
+
 
 def worse_than_automatic(row, dtype):
-    """The leaves whose hand-written cotangent is further from the truth than the automatic one."""
+    """The leaves whose hand-written cotangent is further from the truth than the automatic one.
+
+    The truth is that of the very numbers that were rounded to the dtype.
+    """
     arguments, dy = problem(row, dtype)
 
     @jax.jit
@@ -39,23 +45,23 @@ def worse_than_automatic(row, dtype):
         exact = wide(arguments)
         y = jax.eval_shape(row.reference, *exact)
         error = jax.tree.map(lambda dy, y: dy.astype(y.dtype), wide(dy), y)
-        truth = jax.jit(lambda *given: automatic(row.reference, *given))(exact, error)
+        _, expected = truth(row)(exact, error)
     limits = {
         path: 2 * distance(theirs[path], leaf)
-        + tolerance(dtype, length(dy, truth), magnitude(leaf))
-        for path, leaf in truth.items()
+        + tolerance(dtype, length(dy, expected), magnitude(leaf))
+        for path, leaf in expected.items()
     }
     return mismatches(ours, floating(arguments)[0]) + [
         f"{path}: off by {worst:.2e}, where {limits[path]:.2e} is rounding"
-        for path, leaf in truth.items()
+        for path, leaf in expected.items()
         if not (worst := distance(ours[path], leaf)) <= limits[path]
     ]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("row", DISTINCT, ids=repr)
-def test_no_cotangent_is_further_from_the_truth_than_the_automatic_one(row, dtype):
-    assert worse_than_automatic(row, dtype) == []
+def test_no_cotangent_is_further_from_the_truth_than_the_automatic_one(row):
+    found = {dtype.__name__: worse_than_automatic(row, dtype) for dtype in LOW}
+    assert not any(found.values()), found
 
 
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
@@ -89,6 +95,6 @@ def test_a_long_sum_of_bfloat16_errors_is_as_exact_as_one_of_float32(kind):
     param = jnp.zeros({"Outer": (2, 2), "Rows": (3, 2)}.get(kind, (2,)))
     got = total(SUMS[kind](x, dy), param)
     with jax.enable_x64(True):
-        truth = total(SUMS[kind](wide(x), wide(dy)), wide(param))
+        exact = total(SUMS[kind](wide(x), wide(dy)), wide(param))
     assert got.dtype == jnp.float32
-    assert distance(got, truth) <= tolerance(jnp.float32, len(dy), magnitude(truth))
+    assert distance(got, exact) <= tolerance(jnp.float32, len(dy), magnitude(exact))

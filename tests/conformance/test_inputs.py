@@ -9,10 +9,9 @@ import backhand as bh
 from backhand.arrays import is_floating
 from backhand.catalogue import ROWS
 from tests.conformance.checks import (
-    DISTINCT,
+    FIRST,
     NAMES,
     aligned,
-    automatic,
     by_path,
     call,
     differences,
@@ -21,10 +20,9 @@ from tests.conformance.checks import (
     magnitude,
     problem,
     random_like,
+    truth,
 )
 from tests.tolerances import tolerance
-
-FIRST = list({row.name: row for row in reversed(DISTINCT)}.values())[::-1]
 
 
 def view(leaf):
@@ -44,11 +42,7 @@ def test_a_view_of_a_numpy_array_is_as_good_as_an_array(row, x64, unchecked):
     views = jax.tree.map(view, arguments)
     y, back = jax.vjp(call(row), *views)
 
-    @jax.jit
-    def run(arguments, dy):
-        return row.reference(*arguments), automatic(row.reference, arguments, dy)
-
-    expected_y, expected = run(arguments, dy)
+    expected_y, expected = truth(row)(arguments, dy)
     limit = tolerance(jnp.float64, length(dy, expected), magnitude(dy, expected_y, expected))
     assert differences(by_path(y), by_path(expected_y), limit) == []
     assert differences(aligned(arguments, back(dy)), expected, limit) == []
