@@ -31,10 +31,14 @@ def test_any_blocks_give_what_the_compilers_convolution_gives(
             module.weights(x, y, windows, kernel),
         )
 
-    found, expected = (
-        jax.jit(lambda m=module: three(m))() for module in (convolution_rows, convolution_lax)
-    )
+    @jax.jit
+    def run():
+        both = convolution_rows.scatter_and_weights(x, y, w, windows)
+        return both, three(convolution_rows), three(convolution_lax)
+
+    both, found, expected = run()
     assert_close(found, expected)
+    assert_close(both, expected[1:])
 
 
 def test_memory_does_not_grow_with_the_batch():

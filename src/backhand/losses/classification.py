@@ -21,6 +21,7 @@ from backhand.arrays import is_floating, like_primal, upcast
 from backhand.losses.common import (
     Sum,
     check_weights,
+    finite_top,
     masked,
     need_predictions,
     pair,
@@ -102,11 +103,11 @@ sigmoid_cross_entropy = Loss(
 
 
 class SoftmaxResiduals(NamedTuple):
-    """The logits, and the two numbers per position that their log-probabilities come from."""
+    """The logits, and the two numbers per position that their probabilities come from."""
 
     logits: Float[Array, "*positions V"]
     top: Float[Array, "*positions 1"]
-    log_sum: Float[Array, "*positions 1"]
+    sum_exp: Float[Array, "*positions 1"]
     targets: Num[Array, "..."]
     weights: Array | None
 
@@ -146,32 +147,41 @@ def softmax_cross_entropy_forward(
     check_smoothing("softmax_cross_entropy", label_smoothing)
     check_classes("softmax_cross_entropy", logits, targets)
     x = upcast(logits)
-    top = jax.lax.stop_gradient(jnp.max(x, -1, keepdims=True, initial=-jnp.inf))
-    log_sum = jnp.log(jnp.sum(jnp.exp(x - top), -1, keepdims=True))
-    losses = _losses(x - top - log_sum, targets, label_smoothing)
+    top = finite_top(x)
+    sum_exp = jnp.sum(jnp.exp(x - top), -1, keepdims=True)
+    losses = _losses(x - top, sum_exp, targets, label_smoothing)
     total = weighted_sum("softmax_cross_entropy", losses, weights)
-    return total, SoftmaxResiduals(logits, top, log_sum, targets, weights)
+    return total, SoftmaxResiduals(logits, top, sum_exp, targets, weights)
 
 
 def softmax_cross_entropy_backward(
     residuals: SoftmaxResiduals, dy: Sum, *, label_smoothing: float = 0.0
 ) -> Errors:
-    logits, top, log_sum, targets, weights = residuals
-    log_p = upcast(logits) - top - log_sum
-    losses = _losses(log_p, targets, label_smoothing)
+    logits, top, sum_exp, targets, weights = residuals
+    z = upcast(logits) - top
+    losses = _losses(z, sum_exp, targets, label_smoothing)
     dlosses, dweights = weighted_sum_backward(losses, weights, dy)
-    dlosses = jnp.where(inside(targets, log_p), dlosses, 0)[..., None]
-    t = probabilities(targets, log_p, label_smoothing)
-    dx = masked(dlosses, jnp.exp(log_p) * jnp.sum(t, -1, keepdims=True) - t)
-    dt = masked(dlosses, -(1 - label_smoothing) * log_p)
+    dlosses = jnp.where(inside(targets, z), dlosses, 0)[..., None]
+    t = probabilities(targets, z, label_smoothing)
+    whole = jnp.sum(t, -1, keepdims=True) if is_floating(targets) else 1
+    left_out = (dlosses == 0) & ~jnp.isfinite(sum_exp)  # asked once a position, not for each logit
+    dx = jnp.where(left_out, 0, jnp.exp(z) * masked(dlosses, whole / sum_exp))
+    dx -= masked(dlosses, t) if is_floating(targets) else dlosses * t
+    dt = masked(dlosses, (label_smoothing - 1) * (z - jnp.log(sum_exp)))
     return like_primal(dx, logits), target_error(dt, targets), dweights
 
 
-def _losses(log_p: Array, targets: Array, label_smoothing: float) -> Array:
-    """-sum_v t_v log p_v for each position; NaN for a label that does not exist."""
-    t = probabilities(targets, log_p, label_smoothing)
-    losses = -jnp.sum(jnp.where(t == 0, 0, t * log_p), -1)
-    return jnp.where(inside(targets, log_p), losses, jnp.nan)
+def _losses(z: Array, sum_exp: Array, targets: Array, label_smoothing: float) -> Array:
+    """-sum_v t_v log p_v, log p = z - log sum exp, a position; NaN for a label there is not."""
+    log_sum = jnp.log(sum_exp)
+    if is_floating(targets):
+        t = probabilities(targets, z, label_smoothing)
+        return -jnp.sum(jnp.where(t == 0, 0, t * (z - log_sum)), -1)
+    labels = jnp.clip(targets, 0, z.shape[-1] - 1)[..., None]
+    losses = log_sum - (1 - label_smoothing) * jnp.take_along_axis(z, labels, -1)
+    if label_smoothing:
+        losses -= label_smoothing * jnp.mean(z, -1, keepdims=True)
+    return jnp.where(inside(targets, z), losses[..., 0], jnp.nan)
 
 
 def probabilities(targets: Array, log_p: Array, label_smoothing: float) -> Array:

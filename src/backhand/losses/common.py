@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -44,6 +45,16 @@ def weighted_sum_backward(
 def masked(w: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
     """W x, and 0 where w is 0 even if x is infinite or NaN; its derivative in w stays x."""
     return w * jnp.where((w == 0) & ~jnp.isfinite(x), 0, x)
+
+
+def finite_top(x: Float[Array, "*positions V"]) -> Float[Array, "*positions 1"]:
+    """The largest of the last axis, which is taken away before exponentials; 0 for one not finite.
+
+    Nothing depends on it, so it has no gradient. XLA on CPU fuses a plain maximum with what it is
+    taken from, and then stores the difference: an array as large as x.
+    """
+    top = jax.lax.stop_gradient(jnp.max(x, -1, keepdims=True, initial=-jnp.inf))
+    return jnp.where(jnp.isfinite(top), top, 0)
 
 
 def pair(name: str, predictions: Array, targets: Array) -> tuple[Array, Array]:

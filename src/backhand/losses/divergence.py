@@ -18,6 +18,7 @@ from backhand.arrays import is_floating, like_primal, upcast
 from backhand.losses.common import (
     Sum,
     check_weights,
+    finite_top,
     masked,
     pair,
     target_error,
@@ -28,11 +29,11 @@ from backhand.protocol import Loss
 
 
 class Residuals(NamedTuple):
-    """The logits, their log-sum-exp in two parts, and log t - log p."""
+    """The logits, the two numbers per position that their p come from, and log t - log p."""
 
     logits: Float[Array, "*positions V"]
     top: Float[Array, "*positions 1"]
-    log_sum: Float[Array, "*positions 1"]
+    sum_exp: Float[Array, "*positions 1"]
     difference: Float[Array, "*positions V"]
     losses: Float[Array, "*positions"]
     targets: Array
@@ -74,24 +75,26 @@ def kl_divergence_forward(
         raise ValueError("kl_divergence needs logits of shape (..., V), got a scalar")
     if log_targets and not is_floating(targets):
         raise TypeError(f"kl_divergence needs floating-point log_targets, got {targets.dtype}")
-    top = jax.lax.stop_gradient(jnp.max(x, -1, keepdims=True, initial=-jnp.inf))
-    log_sum = jnp.log(jnp.sum(jnp.exp(x - top), -1, keepdims=True))
+    top = finite_top(x)
+    sum_exp = jnp.sum(jnp.exp(x - top), -1, keepdims=True)
     true, log_t = _both(t, log_targets)
-    difference = log_t - (x - top - log_sum)
+    difference = log_t - (x - top - jnp.log(sum_exp))
     losses = jnp.sum(jnp.where(true == 0, 0, true * difference), -1)
     total = weighted_sum("kl_divergence", losses, weights)
-    return total, Residuals(logits, top, log_sum, difference, losses, targets, weights)
+    return total, Residuals(logits, top, sum_exp, difference, losses, targets, weights)
 
 
 def kl_divergence_backward(
     residuals: Residuals, dy: Sum, *, log_targets: bool = False
 ) -> tuple[Array, Array | None, Array | None]:
-    logits, top, log_sum, difference, losses, targets, weights = residuals
+    logits, top, sum_exp, difference, losses, targets, weights = residuals
     x, given = pair("", logits, targets)
     dlosses, dweights = weighted_sum_backward(losses, weights, dy)
     dlosses = dlosses[..., None]
     t = jnp.exp(given) if log_targets else given
-    dx = masked(dlosses, jnp.exp(x - top - log_sum) * jnp.sum(t, -1, keepdims=True) - t)
+    blame = masked(dlosses, jnp.sum(t, -1, keepdims=True) / sum_exp)
+    left_out = (dlosses == 0) & ~jnp.isfinite(sum_exp)  # asked once a position, not for each logit
+    dx = jnp.where(left_out, 0, jnp.exp(x - top) * blame) - masked(dlosses, t)
     if log_targets:
         dt = masked(dlosses, jnp.where(t == 0, 0, t * (difference + 1)))
     else:

@@ -60,7 +60,7 @@ def hinge_forward(
     _check_margin("hinge", margin)
     x, t = pair("hinge", logits, targets)
     short = margin - (2 * t - 1) * x
-    total = weighted_sum("hinge", jnp.maximum(short, 0), weights)
+    total = weighted_sum("hinge", jnp.where(short <= 0, 0, short), weights)
     return total, (logits, targets, weights)
 
 

@@ -20,10 +20,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from backhand.arrays import like_primal
-from backhand.contributions import Windows, total
 from backhand.ops.convolution_geometry import Geometry, geometry
 from backhand.ops.convolution_lax import dimension_numbers
-from backhand.ops.convolution_products import Weights, correlate, scatter
+from backhand.ops.convolution_products import correlate, scatter, scatter_and_weights
 from backhand.ops.settings import Padding, PerAxis
 from backhand.protocol import Op, need_floating
 
@@ -90,8 +89,8 @@ def convolution_backward(
 ) -> tuple[Float[Array, "B *S I"], Float[Array, "*K J O"]]:
     x, w = residuals
     windows = windows_of(x, w, stride, padding, dilation, groups)
-    dw = total(Windows(x, dy, Weights(windows)), w)
-    return convolution_dx(dy, w, windows, x), dw
+    dx, dw = scatter_and_weights(x, dy, w.astype(dy.dtype), windows)
+    return like_primal(dx, x), like_primal(dw, w)
 
 
 def convolution_dx(

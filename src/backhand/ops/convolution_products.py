@@ -96,6 +96,19 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
     return lax.platform_dependent(x, y, cpu=on_cpu, default=everywhere)
 
 
+def scatter_and_weights(x: X, y: Y, w: W, windows: Geometry) -> tuple[X, W]:
+    """What every place gives back to x, and what every tap joined: the way back of `correlate`."""
+
+    def apart(x: X, y: Y, w: W) -> tuple[X, W]:
+        dx = scatter(y, w, windows, x.shape[1:-1])
+        return dx, weights(x, y, windows, w.shape[:-2])
+
+    if explicit_sharding(x) is not None or not _together_on_cpu(x, y, w, windows):
+        return apart(x, y, w)
+    on_cpu = functools.partial(convolution_rows.scatter_and_weights, windows=windows)
+    return lax.platform_dependent(x, y, w, cpu=on_cpu, default=apart)
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """`weights` at the places of given windows, as `backhand.Windows` calls it."""
@@ -148,6 +161,18 @@ def _weights_on_cpu(
         many = y.size * taps * x.shape[-1] >= MANY
         return convolution_rows.weights if many else convolution_lax.weights
     return weights_by_columns
+
+
+def _together_on_cpu(x: X, y: Y, w: W, windows: Geometry) -> bool:
+    """Whether both ways back shift the same columns, and those of an example fit.
+
+    64x32x32x32 by 3x3 to 32 took 0.98 of the time apart, 64x16x16x64 to 64 0.86.
+    """
+    kernel = w.shape[:-2]
+    if _pointwise(kernel, windows) or x.dtype.itemsize < 4 or min(w.shape[-2:]) >= 128:
+        return False
+    by_rows = _weights_on_cpu(x, y, windows, kernel) is convolution_rows.weights
+    return by_rows and convolution_rows.of_both(x, w, windows) <= convolution_rows.most(x, y)
 
 
 def _chosen(everywhere: Product, on_cpu: Product, x: Array, w: Array) -> Array:

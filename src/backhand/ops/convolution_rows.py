@@ -8,7 +8,8 @@ beside each other before the product, the first is added up after it, lo zeros b
     weights      w[k, l, i, o] = sum_{a, b} x[a + d k - lo, b, i] y[a, b - d l + lo, o]
 
 So K + L copies are written and read in place of the K L that a place's columns are, for as many
-places as stay in the cache. `scatter` is `correlate` on the way back.
+places as stay in the cache. `scatter` is `correlate` on the way back. Both products of the error
+need its shifted columns, y[a, b - d l + lo, o]: `scatter_and_weights` lays them out once.
 """
 
 import functools
@@ -19,11 +20,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from backhand.arrays import accumulation_dtype
-from backhand.ops.convolution_blocks import by_examples
+from backhand.arrays import accumulation_dtype, varying
+from backhand.ops.convolution_blocks import block_size, by_examples
 from backhand.ops.convolution_columns import in_blocks
 from backhand.ops.convolution_geometry import Geometry
 from backhand.ops.convolution_lax import turned
+from backhand.ops.convolution_taps import padded
 
 X = Float[Array, "B R S I"]
 Y = Float[Array, "B P Q O"]
@@ -43,9 +45,9 @@ def correlate(x: X, w: W, windows: Geometry) -> Y:
     wide = accumulation_dtype(x.dtype)
 
     def run(x: X) -> Y:
-        padded = moved(x, 2, sides[0], x.shape[2] + sum(sides))
+        own = moved(x, 2, sides[0], x.shape[2] + sum(sides))
         firsts = (by_columns * k for k in range(right))
-        seen = beside(lax.slice_in_dim(padded, k, k + columns, axis=2) for k in firsts)
+        seen = beside(lax.slice_in_dim(own, k, k + columns, axis=2) for k in firsts)
         found = lax.dot_general(seen, matrix, (((1,), (0,)), ((), ())), preferred_element_type=wide)
         found = found.reshape(*x.shape[:2], columns, down, outputs)
         parts = (found[..., k, :] for k in range(down))
@@ -81,6 +83,55 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
     laid_out = down * inputs + right * outputs
     dw = in_blocks(product, x, y, windows, kernel, zeros, laid_out)
     return dw.reshape(down, inputs, right, outputs).swapaxes(1, 2)
+
+
+def scatter_and_weights(x: X, y: Y, w: W, windows: Geometry) -> tuple[X, W]:
+    """What `scatter` gives back to x, and what `weights` makes of x and y, block by block."""
+    (down, right), (inputs, outputs) = w.shape[:2], w.shape[2:]
+    (by_rows, by_columns), ((top, _), (left, _)) = windows.dilation, windows.padding
+    (rows, columns), wide = x.shape[1:-1], accumulation_dtype(x.dtype, y.dtype)
+    matrix = jnp.transpose(w, (1, 3, 0, 2)).reshape(right * outputs, down * inputs)
+
+    def block(x: X, y: Y) -> tuple[X, Array]:
+        own, places = padded(x, windows), y.shape[1]
+        firsts = (by_rows * k for k in range(down))
+        seen = beside(lax.slice_in_dim(own, k, k + places, axis=1) for k in firsts)
+        blamed = beside(moved(y, 2, by_columns * k, own.shape[2]) for k in range(right))
+        dw = lax.dot_general(seen, blamed, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        given = lax.dot(blamed, matrix, preferred_element_type=wide)
+        given = given.reshape(*y.shape[:2], own.shape[2], down, inputs)
+        given = lax.slice_in_dim(given, left, left + columns, axis=2)
+        parts = (given[..., k, :] for k in range(down))
+        shifted = (moved(part, 1, by_rows * k - top, rows) for k, part in enumerate(parts))
+        return functools.reduce(operator.add, shifted).astype(x.dtype), dw
+
+    def run(dw: Array, start: Array | int, size: int) -> tuple[Array, X]:
+        dx, new = block(*(lax.dynamic_slice_in_dim(array, start, size) for array in (x, y)))
+        return dw + new, dx
+
+    size = block_size(x.shape[0], most(x, y) // of_both(x, w, windows))
+    whole, rest = divmod(x.shape[0], size)
+    zeros = varying(jnp.zeros((down * inputs, right * outputs), wide), x, y)
+    starts = size * jnp.arange(whole, dtype=jnp.int32)
+    dw, dx = lax.scan(lambda dw, start: run(dw, start, size), zeros, starts)
+    dx = dx.reshape(whole * size, *x.shape[1:])
+    if rest:
+        dw, last = run(dw, whole * size, rest)
+        dx = jnp.concatenate([dx, last])
+    return dx, dw.reshape(down, inputs, right, outputs).swapaxes(1, 2)
+
+
+def most(x: X, y: Y) -> int:
+    """The elements that the products of an input and its output may read and give at a time."""
+    return min(TOGETHER, 3 * max(x.size, y.size) // 4)
+
+
+def of_both(x: X, w: W, windows: Geometry) -> int:
+    """The elements that `scatter_and_weights` reads and gives for one example."""
+    (down, right), (inputs, outputs) = w.shape[:2], w.shape[2:]
+    rows, columns = windows.places(x.shape[1:-1], (down, right))[0], x.shape[2]
+    places = rows * (columns + sum(windows.padding[1]))
+    return places * (2 * down * inputs + right * outputs)
 
 
 def beside(shifts: Iterator[Array]) -> Array:
