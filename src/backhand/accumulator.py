@@ -24,6 +24,7 @@ from backhand.gradients import Evaluation, Terms
 from backhand.metrics import Reduction
 from backhand.micro_batches import all_finite, plus_each, zeros
 from backhand.protocol import Static, split_key
+from backhand.recent import Recent
 from backhand.visit import Params, PyTree
 from backhand.waiting import adding, by_identity, kept, marked, unsummed
 
@@ -184,20 +185,20 @@ def accumulator(
         return loss, result if evaluation.alone is None else result[evaluation.alone]
 
     jitted = jax.jit(add, donate_argnums=0, static_argnums=4)
-    known: set[Any] = set()
+    known: Recent[bool] = Recent()
 
     def checked_add(sums: Sums, params: Params, batch: PyTree, *, key: Array | None = None) -> Sums:
         if evaluation:
             evaluation.objective.check(params, batch, key=key, training=True)
         met = _shapes((sums, params))
-        if met not in known:
+        if not known.find(met):
             expected = jax.eval_shape(lambda: init(params, batch, key=key))
             if _shapes(sums) != _shapes(expected):
                 raise ValueError(
                     "the sums are not of these parameters; make them with init(params, batch), "
                     f"got {jax.tree.structure(sums)}"
                 )
-            known.add(met)
+            known.keep(met, True)
         arrays, rest = parted(params)
         return jitted(sums, arrays, batch, key, rest)
 

@@ -15,6 +15,7 @@ from backhand.arrays import inverse, is_floating
 from backhand.bounds import Bounds, noted
 from backhand.metrics import Reduction, check_names, reduction
 from backhand.protocol import Layer, Loss, listed, shapes_of, suggestion
+from backhand.recent import Recent
 from backhand.visit import Collect, Params, PyTree, Residuals, apart, together
 from backhand.visit import gradients as default_gradients
 
@@ -125,7 +126,7 @@ def objective(
     metrics = dict(metrics or {})
     check_names(metrics)
     from_batch = model.uses - {"key", "training"}
-    seen: dict[Any, tuple[PyTree, list[tuple[int, Bounds]]]] = {}
+    seen: Recent[tuple[PyTree, list[tuple[int, Bounds]]]] = Recent()
 
     def side(batch: Batch, key: Array | None, training: bool) -> dict[str, Any]:
         given = {"key": key, "training": training}
@@ -177,10 +178,11 @@ def objective(
         leaves, structure = jax.tree.flatten((params, batch))
         shapes = ((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves)
         known = (structure, key is None, training, *shapes)
-        if known not in seen:
+        found = seen.find(known)
+        if found is None:
             check_batch(batch, from_batch, loss.has_targets)
-            seen[known] = traced(shapes_of(params), shapes_of(batch), key, training)
-        shaped, asked = seen[known]
+            found = seen.keep(known, traced(shapes_of(params), shapes_of(batch), key, training))
+        shaped, asked = found
         for index, bounds in asked:
             if isinstance(leaves[index], np.ndarray):
                 bounds.check(leaves[index])
