@@ -248,7 +248,7 @@ def _of_evaluation(evaluation: Evaluation, drop: bool) -> Callable[..., Any]:
         steered = steered_gradients(evaluation)
         run = evaluation.evaluate
         if len(jax.tree.leaves(ones)) > 1:
-            run, steered = by_term(run), None
+            run, steered = by_term(evaluation), None
         elif steered is not None and sums is not None:
             onto = by_identity(params, sums[steered.name])
             run = steered.collecting(unsummed(waiting=False) if drop else adding(onto))

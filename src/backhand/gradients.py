@@ -270,6 +270,7 @@ class Evaluation:
         alone: the name of what is returned alone.
         collecting: from other collectors, the same `evaluate` with those; None where the gradient
             is not a collector's.
+        adds_up: whether the terms of a loss, each alone, collect what adds up to that of all.
     """
 
     objective: Objective
@@ -277,6 +278,7 @@ class Evaluation:
     collectors: Mapping[str, Collect]
     alone: str | None = None
     collecting: Callable[[Mapping[str, Collect]], Evaluate] | None = None
+    adds_up: bool = True
 
     def __call__(
         self, params: Params, batch: Batch, *, key: Array | None = None, training: bool = True
