@@ -107,10 +107,11 @@ def train_step(
     Raises:
         TypeError: if the optimizer is not an Optax update rule.
         ValueError: for a setting outside what is stated above or, when called, a batch that the
-            objective refuses, an optimizer state of other parameters, a dtype that nothing would be
-            computed in, or an objective's metric with a name in `backhand.metrics.RESERVED`; before
-            anything compiles. Values are looked at where they are on the host: on the device, a
-            negative weight and an impossible label make the loss NaN.
+            objective refuses, an optimizer state or an average of other parameters, a dtype that
+            nothing would be computed in, or an objective's metric with a name in
+            `backhand.metrics.RESERVED`; before anything compiles. Values are looked at where they
+            are on the host: on the device, a negative weight and an impossible label make the loss
+            NaN.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp, optax
@@ -205,6 +206,16 @@ def _check_state(
             "bh.train_state(params, optimizer), with the optimizer and the `frozen` of the "
             "step"
         )
+    if state.average is not None and _shapes(state.average.params) != _shapes(state.params):
+        raise ValueError(
+            "the average is not one of these parameters; make it with "
+            "bh.train_state(params, optimizer, ema_decay=...)"
+        )
+
+
+def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    """The structure of a tree, and the shapes of its leaves."""
+    return jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _check_dtype(
