@@ -1,15 +1,14 @@
 """What exact accumulation costs, and how far other ways to accumulate are off.
 
-    python -m benchmarks.accumulation [--json FILE] [--markdown FILE]
+    python -m benchmarks.accumulation [--only TABLE ...] [--json FILE] [--markdown FILE]
 
 Errors are of the gradient against float64 on the whole batch: the largest in a leaf, over its
 largest element. Ratios are ours / theirs: below 1 is faster or leaner. Memory is what XLA allots
-beside arguments and results.
+beside arguments and results. FILE is written after each row.
 """
 
 import argparse
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,31 +21,12 @@ from jax import lax
 from optax import microbatching
 
 import backhand as bh
-from benchmarks.measure import Result, in_turns, memory_ratio, side_by_side, temporary
+from benchmarks.accumulation_models import Batch, masked, mlp, models
+from benchmarks.measure import Result, side_by_side, temporary
 from benchmarks.report import machine, table, today, write
+from benchmarks.training_step import frozen_flops, frozen_table, many_steps, updates
 
-Batch = dict[str, jax.Array]
 SUM, MEAN = microbatching.AccumulationType.SUM, microbatching.AccumulationType.MEAN
-
-
-def classifier(*layers: bh.Layer) -> bh.Objective:
-    return bh.objective(bh.chain(*layers), bh.losses.softmax_cross_entropy)
-
-
-def mlp(*widths: int) -> bh.Objective:
-    hidden = [layer for width in widths[:-1] for layer in (bh.dense(width), bh.relu())]
-    return classifier(*hidden, bh.dense(widths[-1]))
-
-
-def masked(rows: int, features: int, classes: int, dtype: Any = jnp.float32) -> Batch:
-    """Examples of which about half count, more towards the end, as when texts are packed."""
-    rng = np.random.default_rng(0)
-    counts = rng.uniform(size=rows) < np.linspace(0.1, 0.9, rows)[rng.permutation(rows)]
-    return {
-        "inputs": jnp.asarray(rng.normal(size=(rows, features)), dtype),
-        "targets": jnp.asarray(rng.integers(0, classes, rows), jnp.int32),
-        "weights": jnp.asarray(counts, jnp.float32),
-    }
 
 
 # Five ways to the gradient of one batch -----------------------------------------------------------
@@ -135,7 +115,7 @@ def in_float64(objective: bh.Objective, params: Any, batch: Batch) -> Any:
         return jax.tree.map(np.asarray, jax.jit(jax.grad(objective))(*wide))
 
 
-def exactness() -> Iterator[Result]:
+def exactness(samples: int) -> Iterator[Result]:
     """The same masked batch, every way; in float32, and in bfloat16 at 512 micro-batches."""
     low = jnp.bfloat16
     settings: list[tuple[str, bh.Objective, int, Batch, Any]] = [
@@ -153,7 +133,7 @@ def exactness() -> Iterator[Result]:
             other = make(objective, micro_batches)
             place = f"{setting}, K = {micro_batches}"
             result = side_by_side(
-                "bh.accumulate", place, name, mine, other, params, batch, samples=7
+                "bh.accumulate", place, name, mine, other, params, batch, samples=samples
             )
             errors = own, error(jax.jit(other)(params, batch), truth)
             yield dataclasses.replace(result, error=errors)
@@ -162,35 +142,12 @@ def exactness() -> Iterator[Result]:
 # Cost ---------------------------------------------------------------------------------------------
 
 
-def models() -> Iterator[tuple[str, bh.Objective, int, Batch]]:
-    """Models with the size of a micro-batch, and a masked one."""
-    wide = mlp(1024, 1024, 10)
-    yield "64-64-10", mlp(64, 10), 32, masked(32, 64, 10)
-    yield "784-1024-1024-10", wide, 32, masked(32, 784, 10)
-    yield "784-1024-1024-10", wide, 256, masked(256, 784, 10)
-    block = bh.skip(bh.chain(bh.layer_norm(), bh.dense(1024), bh.gelu(), bh.dense(256)))
-    four = classifier(*[block] * 4, bh.dense(10))
-    yield "4 x 256-1024-256", four, 128, masked(128, 256, 10)
-    deep = classifier(bh.repeat(block, 4), bh.dense(10))
-    yield "4 x 256-1024-256 by repeat", deep, 128, masked(128, 256, 10)
-    convolutions = [layer for _ in range(2) for layer in (bh.conv(64, (3, 3)), bh.relu())]
-    images = classifier(*convolutions, bh.global_average_pool(), bh.dense(10))
-    yield "2 convolutions of 64", images, 4, reshaped(masked(4, 16 * 16 * 16, 10), 16, 16, 16)
-    recurrent = classifier(bh.lstm(256), bh.global_average_pool(), bh.dense(10))
-    yield "LSTM of 256, 32 steps", recurrent, 4, reshaped(masked(4, 32 * 64, 10), 32, 64)
-
-
-def reshaped(batch: Batch, *shape: int) -> Batch:
-    """The batch with each example's inputs in another shape."""
-    return {**batch, "inputs": batch["inputs"].reshape(-1, *shape)}
-
-
 def several(batch: Batch, micro_batches: int) -> Batch:
     """As many micro-batches as one batch."""
     return jax.tree.map(lambda x: jnp.concatenate([x] * micro_batches), batch)
 
 
-def cost() -> Iterator[Result]:
+def cost(samples: int) -> Iterator[Result]:
     """K micro-batches in one call, against K calls of the plain gradient of one."""
     for name, objective, size, part in models():
         params = objective.init(jax.random.key(0), part)
@@ -206,6 +163,7 @@ def cost() -> Iterator[Result]:
                 params,
                 several(part, count),
                 part,
+                samples=samples,
             )
             one, each = result.milliseconds
             yield dataclasses.replace(
@@ -225,7 +183,8 @@ class Memory:
         setting: the model, and the size of a micro-batch.
         gradient: what one gradient takes.
         used: by the number of micro-batches.
-        above: what the most micro-batches take above one, in gradients.
+        above: by that number, what they take above a step of one, in gradients.
+        growth: what the most micro-batches take above two, in gradients.
         floor: what the sums and one pass that makes next to no gradient take above one
             micro-batch's step, in gradients: no order of work can avoid that, for the sums are
             there while the activations of a later micro-batch are at their peak.
@@ -234,8 +193,12 @@ class Memory:
     setting: str
     gradient: float
     used: dict[int, float]
-    above: float
+    above: dict[int, float]
+    growth: float
     floor: float
+
+
+COUNTS = (1, 2, 4, 8, 16, 32)
 
 
 def memory() -> Iterator[Memory]:
@@ -246,18 +209,20 @@ def memory() -> Iterator[Memory]:
         optimizer = optax.adamw(1e-3)
         state = bh.train_state(params, optimizer)
         used = {}
-        for micro_batches in (1, 2, 8, 32):
+        for micro_batches in COUNTS:
             data = several(part, micro_batches)
             step = bh.train_step(objective, optimizer, accumulate=micro_batches)
             used[micro_batches] = temporary(step.jitted.lower(state, data).compile()) / 1e6
         lone = jax.jit(first_bias(objective)).lower(params, part).compile()
-        above, floor = (x - used[1] for x in (used[32], gradient + temporary(lone) / 1e6))
+        above = {count: (used[count] - used[1]) / gradient for count in COUNTS[1:]}
+        floor = (gradient + temporary(lone) / 1e6 - used[1]) / gradient
         yield Memory(
             f"{setting}, {size} each",
             gradient,
             used,
-            above / gradient,
-            max(0.0, floor / gradient),
+            above,
+            above[COUNTS[-1]] - above[2],
+            max(0.0, floor),
         )
 
 
@@ -271,166 +236,101 @@ def first_bias(objective: bh.Objective) -> Callable[..., Any]:
 
 
 def memory_table(rows: list[Memory]) -> str:
+    counts = " | ".join(map(str, COUNTS[1:]))
     lines = [
-        "| step with AdamW | gradient, MB | K = 1 | 2 | 8 | 32 | above K = 1, in gradients "
+        f"| step with AdamW | gradient, MB | K = 1, MB | above it, in gradients: K = {counts} "
         "| floor |",
-        "|---|---|---|---|---|---|---|---|",
+        f"|---|---|---|{'---|' * len(COUNTS)}",
     ]
     for row in rows:
-        figures = " | ".join(f"{megabytes:.2f}" for megabytes in (row.gradient, *row.used.values()))
-        lines.append(f"| {row.setting} | {figures} | **{row.above:.2f}** | {row.floor:.2f} |")
+        above = " | ".join(f"**{row.above[count]:.2f}**" for count in COUNTS[1:])
+        lines.append(
+            f"| {row.setting} | {row.gradient:.2f} | {row.used[1]:.2f} | {above} "
+            f"| {row.floor:.2f} |"
+        )
     return "\n".join(lines)
 
 
-# Steps --------------------------------------------------------------------------------------------
-
-
-def many_steps(steps: int = 50) -> Iterator[Result]:
-    """Steps in one call, against as many calls."""
-    objective, optimizer = mlp(64, 10), optax.adamw(1e-3)
-    batch = masked(32, 64, 10)
-    batches = jax.tree.map(lambda x: jnp.stack([x] * steps), batch)
-    params = objective.init(jax.random.key(0), batch)
-
-    def runner(step: Callable[..., Any], data: Batch, calls: int) -> Callable[[], Any]:
-        state = bh.train_state(params, optimizer)
-
-        def run() -> Any:
-            nonlocal state
-            for _ in range(calls):
-                state, metrics = step(state, data)
-            return state.step, metrics
-
-        run()
-        return run
-
-    together = bh.train_step(objective, optimizer, steps_per_call=steps)
-    apart = bh.train_step(objective, optimizer)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def plain(state: Any, batch: Batch) -> tuple[Any, Any]:
-        loss, grads = jax.value_and_grad(objective)(state.params, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, opt_state=opt_state), {"loss": loss}
-
-    place = "64-64-10, batch 32, AdamW"
-    once = runner(together, batches, 1)
-    for against, other in ((f"{steps} calls", apart), (f"{steps} calls of plain JAX", plain)):
-        timing = in_turns(once, runner(other, batch, steps), samples=9)
-        yield Result(f"{steps} steps in one call", place, against, *timing, (0, 0), 1.0)
-
-
-def updates() -> Iterator[Result]:
-    """Updating parameters while going back, against a gradient followed by its update."""
-    layer = bh.chain(bh.dense(512), bh.relu())
-    batch = masked(32, 512, 10)
-
-    def descend(params: Any, grads: Any) -> Any:
-        return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads)
-
-    new = bh.Collector(lambda visit: descend(visit.params, visit.dparams), degree=1)
-    for name, body in (("unrolled", [layer] * 8), ("by repeat", [bh.repeat(layer, 8)])):
-        objective = classifier(*body, bh.dense(10))
-        params = objective.init(jax.random.key(0), batch)
-        at_once, evaluate = bh.value_and_collect(objective, new=new), bh.value_and_grad(objective)
-
-        def on_the_way(params: Any, batch: Batch, run: Any = at_once) -> Any:
-            return run(params, batch)[1]["new"]
-
-        def afterwards(params: Any, batch: Batch, run: Any = evaluate) -> Any:
-            return descend(params, run(params, batch)[1])
-
-        sides = [
-            jax.jit(side, donate_argnums=0).lower(params, batch).compile()
-            for side in (on_the_way, afterwards)
-        ]
-        mine, theirs = (temporary(side) for side in sides)
-        timing = in_turns(*(repeated(side, params, batch) for side in sides), samples=11)
-        place = f"8 x 512-512 {name}, batch 32"
-        what = "descent on the way back", place, "descent afterwards"
-        megabytes = mine / 1e6, theirs / 1e6
-        yield Result(*what, *timing, megabytes, memory_ratio(mine, theirs))
-
-
-def repeated(step: Callable[..., Any], params: Any, batch: Batch) -> Callable[[], Any]:
-    """A call that continues from the parameters of the call before, which are donated."""
-    params = jax.tree.map(jnp.copy, params)
-
-    def run() -> Any:
-        nonlocal params
-        params = step(params, batch)
-        return params
-
-    return run
-
-
-PAGE = """# What exact accumulation costs
+HEAD = """# What exact accumulation costs
 
 `python -m benchmarks.accumulation --markdown FILE` on {date}; ours : theirs, medians of
 interleaved samples; ratios below 1 are faster or leaner.
 
 {machine}
+"""
 
-## Against other ways to accumulate
+SECTIONS = {
+    "exactness": """Against other ways to accumulate
 
 The same masked batch every way, the gradient's error against float64: the largest in a leaf, over
-its largest element. A mean of means is another gradient, not a rounded one.
+its largest element. A mean of means is another gradient, not a rounded one.""",
+    "cost": """Against as many plain gradients
 
-{exactness}
-
-## Against as many plain gradients
-
-{cost}
-
-## Temporary memory of a step
+K micro-batches in one call against K plain gradients of one.""",
+    "memory": """Temporary memory of a step
 
 What XLA allots beside arguments and results. It does not grow with K from 2 on. The floor is what
 the sums and the activations of one micro-batch take above a step without accumulation: where a
 model's gradients are applied one by one as they come, and never are whole, that is nearly all of
 a gradient, and half of one is out of reach. With automatic gradients under `repeat`, and with
 several objectives in one, a micro-batch's gradient is whole before it is added: one gradient
-above.
+above.""",
+    "steps": """Many steps in one call
 
-{memory}
+A ratio of 0.33 is three times the steps a second.""",
+    "frozen": """Frozen parameters
 
-## Many steps in one call
-
-{steps}
-
-## Updating while going back
+Floating-point operations of a step with plain descent, by XLA's count: the reverse work of what is
+frozen is gone.""",
+    "updates": """Updating while going back
 
 A collector that gives a layer's parameters their update as soon as its gradient is there, in the
-place of a gradient that is applied afterwards. It is no leaner: XLA applies an unrolled model's
-updates as they come by itself, and a scan over depth stacks new parameters as it would gradients.
-So the library has no such rule. Not measured on a GPU.
+place of a gradient that is applied afterwards. On CPU it is no leaner: XLA applies an unrolled
+model's updates as they come by itself, and a scan over depth stacks new parameters as it would
+gradients. So the library has no such rule.""",
+}
 
-{updates}
-"""
+
+def page(tables: dict[str, str]) -> str:
+    """The tables that there are, each under its heading."""
+    head = HEAD.format(date=today(), machine=machine())
+    return "\n".join([head, *(f"## {SECTIONS[name]}\n\n{own}\n" for name, own in tables.items())])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="some of the tables"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=15, help="pairs of times for each figure, by default 15"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
-    arguments = parser.parse_args()
-    groups: dict[str, list[Result]] = {}
-    parts = {"exactness": exactness, "cost": cost, "steps": many_steps, "updates": updates}
-    for name, run in parts.items():
-        for result in run():
-            print(table([result]).splitlines()[-1], flush=True)
-            groups.setdefault(name, []).append(result)
-    sizes = list(memory())
-    print(memory_table(sizes))
-    if arguments.markdown:
-        tables = {name: table(results) for name, results in groups.items()}
-        page = PAGE.format(date=today(), machine=machine(), memory=memory_table(sizes), **tables)
-        arguments.markdown.write_text(page, encoding="utf-8")
-    if arguments.json:
-        results = [result for own in groups.values() for result in own]
-        write(results, arguments.json, memory=[dataclasses.asdict(row) for row in sizes])
+    given = parser.parse_args()
+    parts: dict[str, tuple[Callable[[], Iterator[Any]], Callable[[list[Any]], str]]] = {
+        "exactness": (lambda: exactness(given.samples), table),
+        "cost": (lambda: cost(given.samples), table),
+        "memory": (memory, memory_table),
+        "steps": (lambda: many_steps(given.samples), table),
+        "frozen": (frozen_flops, frozen_table),
+        "updates": (lambda: updates(given.samples), table),
+    }
+    rows: dict[str, list[Any]] = {}
+    for name, (run, written) in parts.items():
+        if name not in given.only:
+            continue
+        print(f"\n{name}", flush=True)
+        for row in run():
+            rows.setdefault(name, []).append(row)
+            print(written([row]).splitlines()[-1], flush=True)
+            if given.json:
+                write(given.json, **rows)
+    if given.markdown:
+        tables = {name: parts[name][1](own) for name, own in rows.items()}
+        given.markdown.write_text(page(tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

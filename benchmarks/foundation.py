@@ -116,7 +116,7 @@ def main() -> None:
             results.append(result)
     print(f"\n{table(results)}\n\n{machine()}")
     if arguments.json:
-        write(results, arguments.json)
+        write(arguments.json, rows=results)
 
 
 if __name__ == "__main__":

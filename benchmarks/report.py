@@ -66,13 +66,13 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def write(results: list[Any], path: Path, **more: Any) -> None:
-    """The rows as JSON, with where and when they were measured, and what else was.
+def write(path: Path, **tables: list[Any]) -> None:
+    """Tables of rows as JSON, by name, with where and when they were measured.
 
     The file is replaced whole: an interrupted run leaves the rows that it had.
     """
-    rows = [dataclasses.asdict(result) for result in results]
-    text = json.dumps({"machine": machine(), "date": today(), "rows": rows, **more}, indent=2)
+    plain = {name: [dataclasses.asdict(row) for row in rows] for name, rows in tables.items()}
+    text = json.dumps({"machine": machine(), "date": today(), **plain}, indent=2)
     beside = path.with_name(path.name + ".new")
     beside.write_text(text + "\n", encoding="utf-8")
     beside.replace(path)

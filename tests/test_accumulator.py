@@ -300,5 +300,10 @@ def test_what_cannot_be_accumulated_is_refused(unchecked):
         window.add(sums, params, {**data, "targets": data["targets"][:3]})
     other = bh.objective(bh.chain(bh.dense(3)), bh.losses.softmax_cross_entropy)
     theirs = bh.accumulator(bh.value_and_grad(other), 2)
-    with pytest.raises(ValueError, match="sums are not of these parameters; make them with init"):
+    with pytest.raises(
+        ValueError, match="sums are not of these parameters: make new ones with init"
+    ):
         theirs.add(sums, other.init(jax.random.key(0), data), data)
+    for use in (window.take, window.ready, lambda sums: window.add(sums, params, data)):
+        with pytest.raises(TypeError, match=r"made by its init\(params, batch\).*; got tuple"):
+            use(params)

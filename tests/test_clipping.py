@@ -26,12 +26,22 @@ def start(objective, data):
     return spread(objective.init(jax.random.key(0), data))
 
 
+def max_of(weights):
+    return jnp.max(jnp.stack(weights))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def each_gradient(objective, params, data):
-    """The gradients (B, ...) of every example's sum of losses, by `jax.vmap(jax.grad)`."""
+    """The gradients (B, ...) of every example's sum of losses, by `jax.vmap(jax.grad)`.
+
+    Of a loss of several terms, each times the largest weight of a term over its own.
+    """
+    weights = jax.tree.leaves(objective.forward(params, data)[0].weight)
 
     def total(params, example):
-        return objective.forward(params, jax.tree.map(lambda x: x[None], example))[0].total
+        terms, _ = objective.forward(params, jax.tree.map(lambda x: x[None], example))
+        shares = [max_of(weights) / w for w in weights]
+        return sum(s * t for s, t in zip(shares, jax.tree.leaves(terms.total), strict=True))
 
     return jax.vmap(jax.grad(total), (None, 0))(params, data)
 
@@ -41,10 +51,25 @@ def clipped_by_vmap(objective, params, data, norm):
     """(loss, clipped gradient, share clipped), from a gradient for each example."""
     each = each_gradient(objective, params, data)
     clipped, count = optax.per_example_global_norm_clip(each, norm)
-    weight = objective.forward(params, data)[0].weight
+    weight = max_of(jax.tree.leaves(objective.forward(params, data)[0].weight))
     counted = jnp.sum(jax.vmap(optax.tree.norm)(each) > 0)
     grads = jax.tree.map(lambda g: g / weight, clipped)
     return objective(params, data), grads, count / counted
+
+
+def combined(squared=False, model=MODEL):
+    """Two objectives of one weight, or the second with the squares of the first's weights."""
+    loss = bh.losses.softmax_cross_entropy
+    smooth = loss.bind(label_smoothing=0.3)
+    if squared:
+        smooth = bh.Loss(
+            "squared_weights",
+            lambda p, t, w: loss.forward(p, t, w**2),
+            lambda residuals, dy: loss.backward(residuals, dy),
+            lambda p, t, w: loss.reference(p, t, w**2),
+        )
+    objectives = {"plain": bh.objective(model, loss), "other": bh.objective(model, smooth)}
+    return bh.combine(objectives, {"plain": 1.0, "other": -0.5})
 
 
 def clipped(objective, params, data, norm, micro_batches=1):
@@ -83,6 +108,16 @@ def test_any_model_is_clipped(x64, model, time):
     params = start(objective, data)
     norm = float(jnp.median(jax.vmap(optax.tree.norm)(each_gradient(objective, params, data))))
     ours = clipped(objective, params, data, norm)
+    assert_close(ours[:2], clipped_by_vmap(objective, params, data, norm)[:2])
+    assert 0 < float(ours[2]) < 1
+
+
+@pytest.mark.parametrize(("squared", "time", "micro_batches"), [(True, (), 3), (False, (3,), 1)])
+def test_the_terms_of_a_loss_are_clipped_together(x64, squared, time, micro_batches):
+    objective, data = combined(squared), classification(time=time)
+    params = start(objective, data)
+    norm = float(jnp.median(jax.vmap(optax.tree.norm)(each_gradient(objective, params, data))))
+    ours = clipped(objective, params, data, norm, micro_batches)
     assert_close(ours[:2], clipped_by_vmap(objective, params, data, norm)[:2])
     assert 0 < float(ours[2]) < 1
 
@@ -140,9 +175,10 @@ def test_running_statistics_are_gathered_beside_the_clipped_gradient(x64):
     assert_close(ours, plain)
 
 
-def test_nothing_seen_is_clipped_to_nothing():
+@pytest.mark.parametrize("objective", [OBJECTIVE, combined()], ids=["one term", "two terms"])
+def test_nothing_seen_is_clipped_to_nothing(objective):
     data = classification(jnp.zeros(BATCH))
-    value, grads, share = clipped(OBJECTIVE, start(OBJECTIVE, data), data, 1.0, 3)
+    value, grads, share = clipped(objective, start(OBJECTIVE, data), data, 1.0, 3)
     assert (float(value), float(share)) == (0, 0)
     assert not any(leaf.any() for leaf in jax.tree.leaves(grads))
 
@@ -186,10 +222,18 @@ def test_a_rule_that_sums_is_clipped_one_example_at_a_time(x64):
 def test_what_cannot_be_clipped_is_refused():
     with pytest.raises(ValueError, match="norm above 0, got 0"):
         bh.value_and_clipped_grad(OBJECTIVE, 0.0)
-    data = classification(None)
-    two = bh.combine({"a": OBJECTIVE, "b": OBJECTIVE}, {"a": 1.0, "b": 1.0})
-    with pytest.raises(ValueError, match="over several objectives must add up"):
-        bh.value_and_clipped_grad(two, 1.0)(start(two, data), data)
+    evaluation, data = bh.value_and_clipped_grad(combined(), 1.0), classification()
+    params = start(OBJECTIVE, data)
+    message = "over several terms of a loss is clipped as a whole.* use nonfinite='skip' in bh"
+    with pytest.raises(ValueError, match=message):
+        bh.accumulate(evaluation, 2, nonfinite="drop")(params, data)
+    with pytest.raises(ValueError, match=message):
+        bh.accumulator(evaluation, 2).init(params, data)
+    sums = combined(model=bh.chain(summed_dense(), bh.dense(3)))
+    with pytest.raises(
+        TypeError, match=r"with a batch axis .* got an array, summed over the batch"
+    ):
+        bh.value_and_clipped_grad(sums, 1.0)(start(sums, data), data)
     plain = bh.objective(summed_dense(transposed=True), bh.losses.softmax_cross_entropy)
     with pytest.raises(ValueError, match="residuals that all have the batch as their first axis"):
         bh.value_and_clipped_grad(plain, 1.0)(start(plain, data), data)

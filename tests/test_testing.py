@@ -61,7 +61,10 @@ def test_a_whole_training_step_passes():
 
 
 def test_a_mean_of_means_is_named():
-    with pytest.raises(AssertionError, match=r"^2 micro-batches instead of 1 change 0/b by 0\.\d+"):
+    message = (
+        r"^2 micro-batches instead of 1 change 0/b by 0\.\d+ .* a mean over .*; add up the sums"
+    )
+    with pytest.raises(AssertionError, match=message):
         bh.testing.assert_accumulation_exact(by_multi_steps, masked())
 
 
@@ -73,13 +76,18 @@ def test_equal_weights_hide_a_mean_of_means():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda batch, k: {"a": batch * k}, "2 micro-batches instead of 1 change a by 1 of"),
+        (
+            lambda batch, k: {"a": batch * k},
+            "2 .* change a by 1 of .* 2 times .* not divided by the",
+        ),
+        (lambda batch, k: batch / k, "by 0.5 of .* it is 0.5 times .* divided .* once too often"),
+        (lambda batch, k: batch * float(k == 1), "by 1 of its .* a mean over micro-batches"),
         (lambda batch, k: jnp.ones(k), r"the result: \(1,\) becomes \(2,\) at 2"),
         (lambda batch, k: {"a": 1.0, "b": 1.0} if k == 1 else {"a": 1.0}, "another structure"),
         (lambda batch, k: batch if k == 1 else batch * jnp.nan, "the result is not finite at 2"),
         (lambda batch, k: batch * jnp.inf, "the result is not finite at 1"),
     ],
-    ids=["values", "shapes", "structure", "nan", "infinity"],
+    ids=["sums", "twice divided", "values", "shapes", "structure", "nan", "infinity"],
 )
 def test_every_difference_is_caught(wrong, message):
     with pytest.raises(AssertionError, match=message):
@@ -99,6 +107,24 @@ def test_a_difference_below_the_tolerance_passes():
 def test_one_split_has_nothing_to_be_compared_with(splits):
     with pytest.raises(ValueError, match=r"two or more different splits, got \["):
         bh.testing.assert_accumulation_exact(ours, masked(), splits=splits)
+
+
+def test_a_step_of_other_arguments_is_refused_with_what_is_called(unchecked):
+    def sum_of(params, batch, micro_batches):
+        return params + batch * micro_batches
+
+    message = (
+        r"step\(batch, micro_batches\).*; got one of \(params, batch, .* lambda batch, k: step"
+    )
+    with pytest.raises(TypeError, match=message):
+        bh.testing.assert_accumulation_exact(sum_of, masked())
+    with pytest.raises(TypeError, match=r"needs a function step\(batch, .*; got None"):
+        bh.testing.assert_accumulation_exact(None, masked())
+    with pytest.raises(TypeError, match="'int' object is not") as caught:
+        bh.testing.assert_accumulation_exact(lambda state, batch: batch["inputs"], masked())
+    assert "called step(batch, micro_batches=1)" in caught.value.__notes__[0]
+    with pytest.raises(ValueError, match="gave nothing to compare"):
+        bh.testing.assert_accumulation_exact(lambda batch, micro_batches: None, masked())
 
 
 def test_what_is_zero_but_for_rounding_has_no_relative_error():

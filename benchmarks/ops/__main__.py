@@ -51,7 +51,7 @@ def main() -> None:
         print(line(row), flush=True)
         rows = merged(order, rows, [row])
         if file:
-            write(rows, file)
+            write(file, rows=rows)
     print(f"\n{summary(rows)}\n{machine()}")
     if given.markdown:
         given.markdown.write_text(document(rows), encoding="utf-8")

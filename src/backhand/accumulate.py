@@ -153,7 +153,7 @@ def _of_evaluation(
         steered = None if apart else steered_gradients(evaluation)
 
         def reverse(how: Collector, part: Batch, index: Any) -> tuple[Terms, dict[str, PyTree]]:
-            run = by_term(evaluation.evaluate) if apart else evaluation.evaluate
+            run = by_term(evaluation) if apart else evaluation.evaluate
             if steered is not None:
                 run = steered.collecting(how)
             own = split_key(key, index)
@@ -234,11 +234,21 @@ def steered_gradients(evaluation: Evaluation) -> Steered | None:
     return Steered(name, lambda how: collecting({**collectors, name: how}))
 
 
-def by_term(evaluate: Evaluate) -> Evaluate:
+def by_term(evaluation: Evaluation) -> Evaluate:
     """The reverse pass of each term of a loss alone: what is collected has them as its first axis.
 
     So each can still be divided by another weight, at the price of a reverse pass for each.
+
+    Raises:
+        ValueError: for examples that are clipped, whose norm is that of all terms together.
     """
+    if not evaluation.adds_up:
+        raise ValueError(
+            "an example's gradient over several terms of a loss is clipped as a whole, which takes "
+            "the weights of the terms beforehand: they are unknown where micro-batches may be "
+            "dropped, or are still to come; use nonfinite='skip' in bh.train_step, and "
+            "bh.accumulate for a batch that is there as a whole"
+        )
 
     def run(
         params: Params, batch: Batch, *, scale: PyTree, **given: Any
@@ -248,7 +258,8 @@ def by_term(evaluate: Evaluate) -> Evaluate:
         alone = jnp.eye(len(leaves), dtype=bool)
         errors = [jnp.where(alone[i], leaf, jnp.zeros_like(leaf)) for i, leaf in enumerate(leaves)]
         return jax.vmap(
-            lambda error: evaluate(params, batch, scale=error, **given), out_axes=(None, 0)
+            lambda error: evaluation.evaluate(params, batch, scale=error, **given),
+            out_axes=(None, 0),
         )(structure.unflatten(errors))
 
     return run
@@ -257,19 +268,12 @@ def by_term(evaluate: Evaluate) -> Evaluate:
 def rescaled(
     collectors: Mapping[str, Any], collected: dict[str, PyTree], scale: PyTree, weight: PyTree
 ) -> dict[str, PyTree]:
-    """What was collected under the error `scale`, as under one over `weight`.
+    """What was collected of a loss of one term under the error `scale`, as under one over `weight`.
 
     Raises:
-        ValueError: for a loss of several terms, whose gradients are one sum by now and would each
-            need another factor, or for a collector that does not say how it follows the error
+        ValueError: for a collector that does not say how it follows the error
             (`Collector.degree`).
     """
-    if len(jax.tree.leaves(scale)) != 1:
-        raise ValueError(
-            "the gradient of a loss of several terms is one sum that cannot be divided again, each "
-            "term by its own weight, once a micro-batch is dropped: leave `scale` out, or skip the "
-            "step instead (nonfinite='skip')"
-        )
     (old,), (new,) = jax.tree.leaves(scale), jax.tree.leaves(weight)
     factor = inverse(old * new)
     result = {}

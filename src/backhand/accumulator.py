@@ -24,6 +24,7 @@ from backhand.gradients import Evaluation, Terms
 from backhand.metrics import Reduction
 from backhand.micro_batches import all_finite, plus_each, zeros
 from backhand.protocol import Static, split_key
+from backhand.recent import Recent
 from backhand.visit import Params, PyTree
 from backhand.waiting import adding, by_identity, kept, marked, unsummed
 
@@ -69,6 +70,7 @@ class Accumulator:
 
     def ready(self, sums: Sums) -> bool:
         """Whether a window is full; waits for the device to have counted."""
+        _check_sums(sums)
         return int(sums.added) >= self.every
 
     def take(self, sums: Sums, *, partial: bool = False) -> tuple[tuple[Array, PyTree], Sums]:
@@ -80,8 +82,10 @@ class Accumulator:
                 to carry it over instead, go on adding.
 
         Raises:
+            TypeError: for what are no sums.
             ValueError: for an empty window, or a partial one unless `partial`.
         """
+        _check_sums(sums)
         count = int(sums.added)
         if count == 0:
             raise ValueError(
@@ -120,7 +124,7 @@ def accumulator(
         nonfinite: as for `bh.accumulate`.
 
     Raises:
-        TypeError: for something that cannot be called.
+        TypeError: for something that cannot be called; when used, for what are no sums.
         ValueError: for a window of less than 1 micro-batch, or a collector that has no sum; when
             first used, for sums that another model's `init` made.
 
@@ -184,20 +188,21 @@ def accumulator(
         return loss, result if evaluation.alone is None else result[evaluation.alone]
 
     jitted = jax.jit(add, donate_argnums=0, static_argnums=4)
-    known: set[Any] = set()
+    known: Recent[bool] = Recent()
 
     def checked_add(sums: Sums, params: Params, batch: PyTree, *, key: Array | None = None) -> Sums:
+        _check_sums(sums)
         if evaluation:
             evaluation.objective.check(params, batch, key=key, training=True)
         met = _shapes((sums, params))
-        if met not in known:
+        if not known.find(met):
             expected = jax.eval_shape(lambda: init(params, batch, key=key))
             if _shapes(sums) != _shapes(expected):
                 raise ValueError(
-                    "the sums are not of these parameters; make them with init(params, batch), "
-                    f"got {jax.tree.structure(sums)}"
+                    "the sums are not of these parameters: make new ones with "
+                    "init(params, batch), once a window is taken"
                 )
-            known.add(met)
+            known.keep(met, True)
         arrays, rest = parted(params)
         return jitted(sums, arrays, batch, key, rest)
 
@@ -221,6 +226,19 @@ def whole(arrays: PyTree, rest: Static) -> Params:
 def _is_array(leaf: Any) -> bool:
     """Whether JAX takes a leaf as an array."""
     return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
+
+
+def _check_sums(sums: Any) -> None:
+    """Refuses what an accumulator's `init` did not make.
+
+    Raises:
+        TypeError: saying how to make it.
+    """
+    if not isinstance(sums, Sums):
+        raise TypeError(
+            "an accumulator goes on from sums, made by its init(params, batch) and given back by "
+            f"add and take; got {type(sums).__name__}"
+        )
 
 
 def _shapes(tree: PyTree) -> tuple[Any, ...]:
@@ -247,7 +265,7 @@ def _of_evaluation(evaluation: Evaluation, drop: bool) -> Callable[..., Any]:
         steered = steered_gradients(evaluation)
         run = evaluation.evaluate
         if len(jax.tree.leaves(ones)) > 1:
-            run, steered = by_term(run), None
+            run, steered = by_term(evaluation), None
         elif steered is not None and sums is not None:
             onto = by_identity(params, sums[steered.name])
             run = steered.collecting(unsummed(waiting=False) if drop else adding(onto))

@@ -6,6 +6,9 @@ with g_b the gradient of example b's own loss, times its weight, and W the sum o
 norms must be known before the sum, so autodiff goes back twice, or keeps every g_b. Here the
 contributions of the one pass wait unsummed: x and dy of each weight give first |g_b|, then, with dy
 scaled by the factor of its example, the clipped sum.
+
+Of a loss of several terms, each divided by its own weight W_t, g_b is sum_t (W / W_t) g_bt, and W
+the largest W_t: the weight that they have in common, where they do.
 """
 
 from collections.abc import Callable
@@ -39,17 +42,21 @@ def value_and_clipped_grad(
     were.
 
     Args:
-        objective: what to differentiate; a loss of one term. Where a layer's rule sums over the
-            batch itself, rather than leave cotangents unsummed (`Outer`, `Total`, `Rows`), its
-            norms are computed one example at a time, with a warning, and the model goes back twice.
+        objective: what to differentiate. Where a layer's rule sums over the batch itself, rather
+            than leave cotangents unsummed (`Outer`, `Total`, `Rows`), its norms are computed one
+            example at a time, with a warning, and the model goes back twice.
         max_norm: c, above 0: of each example's own gradient, before the division by W, so W times
-            what `per_example_norms` gives.
+            what `per_example_norms` gives. W is the weight of the batch; of a loss of several
+            terms, the largest of theirs.
         mask: from the parameters, True for each that is trained; the others have a gradient of 0
             and no part in the norms. None trains all.
 
     Raises:
-        ValueError: if c is not above 0, or the loss has several terms; when called, for a layer
-            whose rule sums, and whose residuals do not all have the batch as their first axis.
+        ValueError: if c is not above 0; when called, for a layer whose rule sums, and whose
+            residuals do not all have the batch as their first axis; when accumulated, for a loss
+            of several terms whose weights are not known beforehand: with nonfinite="drop", and by
+            `bh.accumulator`.
+        TypeError: when called, for a layer whose rule sums in a `bh.combine` of objectives.
 
     Example:
         >>> import backhand as bh
@@ -84,9 +91,8 @@ def value_and_clipped_grad(
             alone = value_and_collect(objective, own=collector)
             return alone.evaluate(params, batch, **given)[1]["own"]
 
-        if len(jax.tree.leaves(terms.weight)) != 1:
-            raise ValueError("clipping by example needs a loss of one term")
-        (error,) = jax.tree.leaves(jax.tree.map(inverse, terms.weight) if scale is None else scale)
+        errors = jax.tree.map(inverse, terms.weight) if scale is None else scale
+        error = _smallest(jax.tree.leaves(errors))
         trained = jax.tree.map(lambda _: True, params) if mask is None else mask(params)
         uses = map_owners(
             lambda _, c, kept: c if has_examples(c) and kept is True else None,
@@ -112,7 +118,16 @@ def value_and_clipped_grad(
         return terms, {"gradients": grads, "statistics": found["statistics"]}
 
     collectors = {"gradients": gradients, "statistics": statistics}
-    return Evaluation(objective, evaluate, collectors, "gradients")
+    return Evaluation(objective, evaluate, collectors, "gradients", adds_up=False)
+
+
+def _smallest(errors: list[Array]) -> Array:
+    """The error of the term with the largest weight; of one without weight it is 0."""
+    if len(errors) == 1:
+        return errors[0]
+    stacked = jnp.stack(errors)
+    smallest = jnp.min(stacked, where=stacked != 0, initial=jnp.inf)
+    return jnp.where(jnp.any(stacked != 0), smallest, 0)
 
 
 def _squares(param: PyTree, contribution: Contribution) -> Array | None:

@@ -1,15 +1,15 @@
 """Several objectives of one set of parameters, as one."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from backhand.gradients import Batch, Objective, Terms
 from backhand.metrics import Mean, Reduction, check_names
 from backhand.protocol import split_key
-from backhand.visit import Collect, Params, PyTree, Residuals, gradients
+from backhand.visit import Collect, Params, PyTree, Residuals, gradients, merged
 
 
 def combine(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> Objective:
@@ -81,18 +81,14 @@ def combine(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -
         key: Array | None = None,
         training: bool = True,
     ) -> PyTree:
-        if getattr(collect, "degree", None) not in (0, 1):
-            raise ValueError(
-                "what is collected over several objectives must add up over the uses of a "
-                "parameter, as gradients and statistics do; collect from each objective instead"
-            )
-        collected: PyTree = None
+        each = []
         for index, name in enumerate(names):
             own = {"key": split_key(key, index), "training": training}
             error = jax.tree.map(lambda d, w=weights[name]: w * d, dtotal[name])
-            new = objectives[name].backward(params, residuals[name], error, batch, collect, **own)
-            collected = new if collected is None else jax.tree.map(jnp.add, collected, new)
-        return collected
+            each.append(
+                objectives[name].backward(params, residuals[name], error, batch, collect, **own)
+            )
+        return functools.reduce(functools.partial(merged, collect), each)
 
     first = objectives[names[0]]
     return Objective(first.init, forward, backward, check, first.model)

@@ -247,11 +247,15 @@ def inner_products(a: Contribution, b: Contribution, param: Array) -> Array:
         if not isinstance(part, Outer | Total | Rows | Windows):
             raise TypeError(
                 "per-example inner products need contributions with a batch axis (Outer, Total, "
-                f"Rows or Windows), got {type(part).__name__}"
+                f"Rows or Windows), got {_kind(part)}"
             )
     if a is b:
         return _stacked(lambda a, param: _inner(a, a, param), a, param)(a, param)
     return _stacked(_inner, a, param)(a, b, param)
+
+
+def _kind(part: Contribution) -> str:
+    return type(part).__name__ if isinstance(part, KINDS) else "an array, summed over the batch"
 
 
 def _inner(a: Contribution, b: Contribution, param: Array) -> Array:
@@ -282,6 +286,19 @@ def _closed_form(a: Contribution, b: Contribution, param: Array) -> Array | None
             return jnp.sum(gram, where=same, axis=(1, 2))
         case _:
             return None
+
+
+def both(a: Contribution, b: Contribution) -> Contribution:
+    """The contributions of two uses of one parameter, as one."""
+    if a is None or b is None:
+        return b if a is None else a
+    if isinstance(a, Moments) and isinstance(b, Moments):
+        return jax.tree.map(jnp.add, a, b)
+    return Many((*_parts(a), *_parts(b)))
+
+
+def _parts(contribution: Contribution) -> tuple[Contribution, ...]:
+    return contribution.parts if isinstance(contribution, Many) else (contribution,)
 
 
 def uses_of(contribution: Contribution) -> tuple[Contribution, ...]:

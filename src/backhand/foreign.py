@@ -83,8 +83,10 @@ def as_sums(
     def sums(params: Params, batch: PyTree, **given: Any) -> tuple[Array, Array, PyTree]:
         value, grads = function(params, batch, **given)
         if weight is None:
-            return (*_pair(value), grads)
-        w = jnp.asarray(weight(batch), accumulation_dtype(value.dtype))
+            total, w = _pair(value)
+            return _scalar("sum", total), _scalar("weight", w), grads
+        value = _scalar("mean", value)
+        w = _scalar("weight", jnp.asarray(weight(batch), accumulation_dtype(value.dtype)))
 
         def of_sum(x: Array) -> Array:
             """A mean of nothing, 0 / 0, is no part of the sum."""
@@ -108,3 +110,17 @@ def _pair(value: Any) -> tuple[Array, Array]:
         "jax.value_and_grad(f, has_aux=True) of an f that gives (sum, weight) does; one that gives "
         "a mean needs weight=, a function of a micro-batch"
     )
+
+
+def _scalar(name: str, x: Array) -> Array:
+    """What a whole micro-batch has one of.
+
+    Raises:
+        ValueError: for what each example has.
+    """
+    if jnp.shape(x) != ():
+        raise ValueError(
+            f"the {name} of a micro-batch is one number, got shape {jnp.shape(x)}: sum over its "
+            "examples"
+        )
+    return x

@@ -15,6 +15,7 @@ from backhand.arrays import inverse, is_floating
 from backhand.bounds import Bounds, noted
 from backhand.metrics import Reduction, check_names, reduction
 from backhand.protocol import Layer, Loss, listed, shapes_of, suggestion
+from backhand.recent import Recent
 from backhand.visit import Collect, Params, PyTree, Residuals, apart, together
 from backhand.visit import gradients as default_gradients
 
@@ -125,7 +126,7 @@ def objective(
     metrics = dict(metrics or {})
     check_names(metrics)
     from_batch = model.uses - {"key", "training"}
-    seen: dict[Any, tuple[PyTree, list[tuple[int, Bounds]]]] = {}
+    seen: Recent[tuple[PyTree, list[tuple[int, Bounds]]]] = Recent()
 
     def side(batch: Batch, key: Array | None, training: bool) -> dict[str, Any]:
         given = {"key": key, "training": training}
@@ -177,10 +178,11 @@ def objective(
         leaves, structure = jax.tree.flatten((params, batch))
         shapes = ((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves)
         known = (structure, key is None, training, *shapes)
-        if known not in seen:
+        found = seen.find(known)
+        if found is None:
             check_batch(batch, from_batch, loss.has_targets)
-            seen[known] = traced(shapes_of(params), shapes_of(batch), key, training)
-        shaped, asked = seen[known]
+            found = seen.keep(known, traced(shapes_of(params), shapes_of(batch), key, training))
+        shaped, asked = found
         for index, bounds in asked:
             if isinstance(leaves[index], np.ndarray):
                 bounds.check(leaves[index])
@@ -268,6 +270,7 @@ class Evaluation:
         alone: the name of what is returned alone.
         collecting: from other collectors, the same `evaluate` with those; None where the gradient
             is not a collector's.
+        adds_up: whether the terms of a loss, each alone, collect what adds up to that of all.
     """
 
     objective: Objective
@@ -275,6 +278,7 @@ class Evaluation:
     collectors: Mapping[str, Collect]
     alone: str | None = None
     collecting: Callable[[Mapping[str, Collect]], Evaluate] | None = None
+    adds_up: bool = True
 
     def __call__(
         self, params: Params, batch: Batch, *, key: Array | None = None, training: bool = True

@@ -253,10 +253,21 @@ def _sums_in(like: Any, dtype: DTypeLike) -> DTypeLike:
 
 
 def _plus(total: Array, x: Array | Summed | Unsummed) -> Array:
-    """A sum with one more term."""
+    """A sum with one more term.
+
+    Raises:
+        ValueError: for a term of another shape.
+    """
     if isinstance(x, Unsummed):
         return plus(total, x.contribution, total)
-    return x.total if isinstance(x, Summed) else total + x.astype(total.dtype)
+    if isinstance(x, Summed):
+        return x.total
+    if x.shape != total.shape:
+        raise ValueError(
+            "what adds up over micro-batches has one shape in all of them, got "
+            f"{total.shape} and {x.shape}"
+        )
+    return total + x.astype(total.dtype)
 
 
 def _unsummed(param: Any, waiting: PyTree) -> Unsummed | None:

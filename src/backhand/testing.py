@@ -1,5 +1,6 @@
 """Assertions for anyone's training code."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ def assert_accumulation_exact(
     Give it a batch that is masked or ragged: equal weights hide a mean of means.
 
     Args:
-        step: `(batch, micro_batches) -> tree`, for instance of a loss and gradients.
+        step: `(batch, micro_batches) -> tree`, for instance of a loss and gradients, or of updated
+            parameters; all else that it needs is bound to it.
         batch: what the step takes.
         splits: numbers of micro-batches; the first is what the others are held against.
         rtol: the largest difference, over the largest magnitude in the leaf. Any leaf may also be
@@ -29,9 +31,10 @@ def assert_accumulation_exact(
             relative error.
 
     Raises:
-        AssertionError: naming the split, the leaf, and by how much it is off; for a leaf that is
-            not finite.
-        ValueError: for fewer than two different splits.
+        AssertionError: naming the split, the leaf, by how much it is off and what does that; for a
+            leaf that is not finite.
+        TypeError: for a step of other arguments.
+        ValueError: for fewer than two different splits, or a step that gives nothing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,16 +46,19 @@ def assert_accumulation_exact(
         ...     assert_accumulation_exact(mean_of_means, batch, splits=[1, 2])
         ... except AssertionError as error:
         ...     print(error)
-        2 micro-batches instead of 1 change the result by 0.25 of its largest magnitude
+        2 micro-batches instead of 1 change the result by 0.25 of its largest magnitude: ...
     """
+    _check_signature(step)
     if len(set(splits)) < 2:
         raise ValueError(
             f"accumulation is compared between two or more different splits, got {list(splits)}"
         )
-    first = jax.tree_util.tree_leaves_with_path(step(batch, splits[0]))
+    first = jax.tree_util.tree_leaves_with_path(_called(step, batch, splits[0]))
+    if not first:
+        raise ValueError("the step gave nothing to compare: return its loss and gradients")
     largest = max((_largest(leaf) for _, leaf in first if _is_floating(leaf)), default=0.0)
     for split in splits[1:]:
-        other = jax.tree_util.tree_leaves_with_path(step(batch, split))
+        other = jax.tree_util.tree_leaves_with_path(_called(step, batch, split))
         assert [path for path, _ in first] == [path for path, _ in other], (
             f"{split} micro-batches instead of {splits[0]} give a tree of another structure"
         )
@@ -67,8 +73,55 @@ def assert_accumulation_exact(
             off = np.abs(a - b).max(initial=0)
             assert off <= max(rtol * magnitude, floor), (
                 f"{split} micro-batches instead of {splits[0]} change {name} by "
-                f"{off / magnitude:.3g} of its largest magnitude"
+                f"{off / magnitude:.3g} of its largest magnitude: {_cause(a, b, split, splits[0])}"
             )
+
+
+def _check_signature(step: Any) -> None:
+    """Refuses what cannot be called with a batch and a number.
+
+    Raises:
+        TypeError: saying what is called.
+    """
+    wanted = "a function step(batch, micro_batches) that gives a tree of arrays"
+    if not callable(step):
+        raise TypeError(f"assert_accumulation_exact needs {wanted}; got {step!r}")
+    try:
+        signature = inspect.signature(step)
+    except ValueError:  # some callables do not say
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"assert_accumulation_exact needs {wanted}; got one of {signature}. Bind what else it "
+            "needs, as in lambda batch, k: step(params, batch, micro_batches=k)"
+        ) from error
+
+
+def _called(step: Callable[[Any, int], Any], batch: Any, split: int) -> Any:
+    """What the step gives; an error of its own says how it was called."""
+    try:
+        return step(batch, split)
+    except Exception as error:
+        error.add_note(f"assert_accumulation_exact called step(batch, micro_batches={split})")
+        raise
+
+
+def _cause(first: Any, other: Any, split: int, one: int) -> str:
+    """What makes a result differ so between two numbers of micro-batches."""
+    factor = float(np.vdot(first, other)) / (float(np.vdot(first, first)) or 1.0)
+    whole = np.abs(other - factor * first).max() <= 1e-3 * np.abs(other).max()
+    for ratio, cause in (
+        (split / one, "sums over micro-batches were not divided by the sum of the weights"),
+        (one / split, "it was divided by the number of micro-batches once too often"),
+    ):
+        if whole and ratio != 1 and abs(factor - ratio) <= 1e-3 * ratio:
+            return f"it is {factor:.3g} times as large, so {cause}"
+    return (
+        "a mean over micro-batches of their means is off so where these weigh differently; add up "
+        "the sums and the weights, and divide once"
+    )
 
 
 def _is_floating(leaf: Any) -> bool:

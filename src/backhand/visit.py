@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
-from backhand.contributions import map_owners, total
+from backhand.contributions import both, is_contribution, map_owners, total
 
 PyTree: TypeAlias = Any
 Params: TypeAlias = PyTree
@@ -83,12 +84,15 @@ class Collector:
         onto: sums that gradients are to be added to, by the identity of the parameter; what has
             been added to one comes back as `Summed`. A scan over depth carries them, so that it
             need not stack the gradient first.
+        merge: from two trees collected of the same parameters, in two reverse passes, to that of
+            both; None where the arrays add up, or where nothing follows from the two.
     """
 
     read: Callable[[Visit], PyTree]
     batch_axis: int | None = None
     degree: int | None = None
     onto: Mapping[int, Array] = dataclasses.field(default_factory=dict)
+    merge: Callable[[PyTree, PyTree], PyTree] | None = None
 
     def __call__(self, visit: Visit) -> tuple[PyTree, PyTree]:
         """`collect(visit) -> (collected, dx)`, as `Layer.backward` takes it."""
@@ -96,7 +100,10 @@ class Collector:
 
 
 gradients = Collector(lambda visit: visit.dparams, degree=1)
-contributions = Collector(lambda visit: visit.contributions)
+contributions = Collector(
+    lambda visit: visit.contributions,
+    merge=lambda one, other: jax.tree.map(both, one, other, is_leaf=is_contribution),
+)
 
 
 def together(collectors: Mapping[str, Collect]) -> Collector:
@@ -106,14 +113,36 @@ def together(collectors: Mapping[str, Collect]) -> Collector:
         lambda visit: _Row({n: c(visit)[0] for n, c in collectors.items()}),
         degree=1 if degrees <= {0, 1} else None,
         onto=dict(pair for c in collectors.values() for pair in getattr(c, "onto", {}).items()),
+        merge=lambda *two: jax.tree.map(
+            lambda one, other: _Row(
+                {n: merged(c, one.values[n], other.values[n]) for n, c in collectors.items()}
+            ),
+            *two,
+            is_leaf=_is_row,
+        ),
     )
+
+
+def merged(collect: Collect, one: PyTree, other: PyTree) -> PyTree:
+    """What was collected of the same parameters in two reverse passes, as if in one.
+
+    Raises:
+        ValueError: for what neither adds up nor says how it merges, such as square norms.
+    """
+    merge = getattr(collect, "merge", None)
+    if merge is not None:
+        return merge(one, other)
+    if getattr(collect, "degree", None) not in (0, 1):
+        raise ValueError(
+            "what is collected over several objectives must add up over the uses of a "
+            "parameter, as gradients and statistics do; collect from each objective instead"
+        )
+    return jax.tree.map(jnp.add, one, other)
 
 
 def apart(collected: PyTree, name: str) -> PyTree:
     """What the collector of that name gathered, as if it had been alone."""
-    return jax.tree.map(
-        lambda row: row.values[name], collected, is_leaf=lambda node: isinstance(node, _Row)
-    )
+    return jax.tree.map(lambda row: row.values[name], collected, is_leaf=_is_row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,3 +161,7 @@ class _Row:
     """What several collectors gathered at one owner, by name."""
 
     values: dict[str, PyTree]
+
+
+def _is_row(node: Any) -> bool:
+    return isinstance(node, _Row)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 import backhand as bh
-from backhand.accumulate import of_terms, rescaled
+from backhand.accumulate import of_terms
 from backhand.metrics import Last, Max, Mean, Sum
 from tests.support import assert_close, labels, normal, spread, temporary_bytes
 from tests.tolerances import tolerance
@@ -269,8 +269,6 @@ def test_terms_of_a_loss_are_told_apart_when_something_is_dropped(x64):
     kept = jnp.asarray([0, 2, 3, 4, 6, 7])
     healthy = jax.tree.map(lambda leaf: leaf[kept], data)
     assert_close(jax.jit(run)(params, data), jax.jit(bh.value_and_grad(TWO))(params, healthy))
-    with pytest.raises(ValueError, match=r"loss of several terms is one sum .* leave `scale` out"):
-        rescaled({}, {}, (1.0, 1.0), (1.0, 1.0))
     norms = bh.value_and_collect(OBJECTIVE, norms=bh.square_norms)
     with pytest.raises(ValueError, match=r"norms: .* must add up over the terms"):
         of_terms(norms.collectors, {"norms": jnp.ones((2, 3))}, *[(jnp.ones(()),) * 2] * 2)

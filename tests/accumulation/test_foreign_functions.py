@@ -224,3 +224,27 @@ def test_trees_that_do_not_fit_are_refused(x64):
         bh.accumulate(sums, 2)(params, {**data, "targets": data["targets"][:6]})
     with pytest.raises(ValueError, match=r"one common first axis, got lengths \['none', 8\]"):
         bh.accumulate(sums, 2)(params, {**data, "temperature": jnp.ones(())})
+
+
+def test_one_number_is_what_a_micro_batch_has_of_each(x64):
+    params, predict = plain()
+    data = masked()
+
+    def mean(p, b):
+        return jnp.mean(predict(p, b))
+
+    def each(p, b):
+        return weighted(predict(p, b), b)[0], b["weights"]
+
+    weights = bh.accumulate(jax.value_and_grad(each, has_aux=True), 2)
+    with pytest.raises(ValueError, match=r"the weight of a micro-batch is one number, got shape"):
+        weights(params, data)
+    stated = bh.accumulate(jax.value_and_grad(mean), 2, weight=lambda b: b["weights"])
+    with pytest.raises(ValueError, match=r"the weight of .* got shape \(4,\): sum over its exam"):
+        stated(params, data)
+
+    def ragged(p, b):
+        return (jnp.sum(b["inputs"]), jnp.sum(b["weights"])), b["inputs"]
+
+    with pytest.raises(ValueError, match=r"one shape in all of them, got \(3, \d+\) and \(2, "):
+        bh.accumulate(ragged, 3)(params, data)

@@ -90,13 +90,13 @@ def test_the_summary_names_the_rows_that_lose():
 
 def test_rows_come_back_from_their_file(tmp_path):
     rows = [ROW, dataclasses.replace(ROW, op="gelu", memory_ratio=None)]
-    write(rows, tmp_path / "rows.json")
+    write(tmp_path / "rows.json", rows=rows)
     assert read(tmp_path / "rows.json") == rows
     assert json.loads((tmp_path / "rows.json").read_text())["rows"][0]["time_low"] == 0.4
 
 
 def test_rows_of_another_machine_are_not_mixed_in(tmp_path):
-    write([ROW], tmp_path / "rows.json")
+    write(tmp_path / "rows.json", rows=[ROW])
     text = (tmp_path / "rows.json").read_text()
     (tmp_path / "rows.json").write_text(text.replace("Python ", "Python 1."))
     with pytest.raises(SystemExit, match="measured as they would be now"):

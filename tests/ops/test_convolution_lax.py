@@ -26,3 +26,18 @@ def test_turned_twice_a_weight_is_itself():
     once = convolution_lax.turned(w, 2)
     assert once.shape == (3, 2, 3, 8)
     np.testing.assert_array_equal(convolution_lax.turned(once, 2), w)
+
+
+def test_every_convolution_has_its_axes_in_the_order_of_fast_kernels():
+    """XLA moves them there by itself, but not in a loop, such as that over micro-batches."""
+    windows = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    x, y, w = normal(0, 2, 5, 5, 3), normal(1, 2, 5, 5, 4), normal(2, 3, 3, 3, 4)
+    for run in (
+        lambda: convolution_lax.correlate(x, w, windows),
+        lambda: convolution_lax.scatter(y, w, windows, (5, 5)),
+        lambda: convolution_lax.weights(x, y, windows, (3, 3)),
+    ):
+        equations = jax.make_jaxpr(run)().eqns
+        (own,) = [e.params for e in equations if e.primitive.name == "conv_general_dilated"]
+        orders = own["dimension_numbers"]
+        assert tuple(orders) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))

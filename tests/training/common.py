@@ -22,6 +22,13 @@ NOISY = bh.objective(
 )
 
 
+def combined():
+    cross_entropy = bh.losses.softmax_cross_entropy
+    losses = {"plain": cross_entropy, "smooth": cross_entropy.bind(label_smoothing=0.1)}
+    each = {name: bh.objective(MODEL, loss) for name, loss in losses.items()}
+    return bh.combine(each, {"plain": 1.0, "smooth": 0.5})
+
+
 FROZEN = ["hidden/*", "out/b"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import backhand as bh
 from backhand.training import LossScale
 from tests.support import assert_close, assert_identical, labels
-from tests.training.common import OBJECTIVE, batch, begin, gradient, one_step
+from tests.training.common import OBJECTIVE, batch, begin, combined, gradient, one_step
 
 
 def products(objective, data, **settings):
@@ -63,12 +63,21 @@ def test_parameters_sums_and_losses_stay_in_float32(dtype):
     assert_close(ours, gradient(before), 0.05)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_loss_scale_is_taken_out_of_the_gradient(x64, accumulate):
-    _, plain, _ = one_step(accumulate=accumulate)
-    for nonfinite in ("keep", "drop"):
+@pytest.mark.parametrize(
+    ("accumulate", "objective", "ways"),
+    [
+        (1, OBJECTIVE, ("keep", "drop")),
+        (4, OBJECTIVE, ("keep", "drop")),
+        (4, combined(), ("drop",)),
+    ],
+    ids=["1", "4", "4, two terms"],
+)
+def test_the_loss_scale_is_taken_out_of_the_gradient(x64, accumulate, objective, ways):
+    given = {"objective": objective, "accumulate": accumulate}
+    _, plain, _ = one_step(**given)
+    for nonfinite in ways:
         state = begin(optax.sgd(1.0), loss_scale=2.0**7)
-        _, scaled, metrics = one_step(state=state, accumulate=accumulate, nonfinite=nonfinite)
+        _, scaled, metrics = one_step(state=state, nonfinite=nonfinite, **given)
         assert_close(scaled.params, plain.params)
         assert (float(metrics["loss_scale"]), int(metrics["skipped"])) == (128, 0)
 

@@ -13,11 +13,11 @@ from backhand import blocks
 from tests.support import assert_close, assert_identical, labels, normal
 from tests.training.common import (
     FROZEN,
-    MODEL,
     NOISY,
     OBJECTIVE,
     batch,
     begin,
+    combined,
     gradient,
     one_step,
     stacked,
@@ -143,13 +143,6 @@ def test_a_batch_without_weight_is_counted_and_teaches_nothing(accumulate):
 # Any objective ------------------------------------------------------------------------------------
 
 
-def combined():
-    cross_entropy = bh.losses.softmax_cross_entropy
-    losses = {"plain": cross_entropy, "smooth": cross_entropy.bind(label_smoothing=0.1)}
-    each = {name: bh.objective(MODEL, loss) for name, loss in losses.items()}
-    return bh.combine(each, {"plain": 1.0, "smooth": 0.5})
-
-
 def by_hand(metrics=()):
     """The sum of squares of a linear map, its reverse pass written out."""
 
@@ -180,7 +173,12 @@ def test_any_objective_trains_as_by_automatic_gradients(x64, make):
     assert_close(one_step(objective=of, accumulate=2, gradients="manual"), truth, 1e-9)
 
 
-def test_several_objectives_train_with_every_option():
+@pytest.mark.parametrize(
+    "settings",
+    [{"nonfinite": "drop"}, {"nonfinite": "skip", "clip_example_norm": 1.0}],
+    ids=["drop", "skip"],
+)
+def test_several_objectives_train_with_every_option(settings):
     of, optimizer, frozen = combined(), optax.adam(0.01), ["hidden/*"]
     state = begin(optimizer, of, frozen=frozen, loss_scale=2.0**10)
     start = jax.tree.map(np.asarray, state.params)
@@ -191,8 +189,8 @@ def test_several_objectives_train_with_every_option():
         clip_layer_norm=1.0,
         dtype=jnp.float16,
         frozen=frozen,
-        nonfinite="skip",
         steps_per_call=2,
+        **settings,
     )
     state, metrics = step(state, stacked(2))
     total = metrics["plain"] + 0.5 * metrics["smooth"]

@@ -354,6 +354,7 @@ def test_a_state_or_batch_that_does_not_fit_is_refused_before_anything_compiles(
     batches = jax.tree.map(lambda leaf: leaf[None], data)
     foreign = state._replace(opt_state=theirs.opt_state)
     low = state._replace(opt_state=optax.tree.cast(state.opt_state, jnp.bfloat16))
+    averaged = state._replace(average=begin(adam, wider, ema_decay=0.9).average)
     noisy, keyless = objective(noise=0.5), bh.train_state(parameters(), sgd)
     with nothing_compiles():
         with pytest.raises(ValueError, match="optimizer state is not one of these parameters"):
@@ -364,6 +365,8 @@ def test_a_state_or_batch_that_does_not_fit_is_refused_before_anything_compiles(
             step(frozen, data)
         with pytest.raises(ValueError, match="optimizer state is not one of these parameters"):
             step(low, data)
+        with pytest.raises(ValueError, match="average is not one of these parameters"):
+            step(averaged, data)
         with pytest.raises(ValueError, match="dropout needs a key while training"):
             bh.train_step(noisy, sgd)(keyless, BATCH)
         with pytest.raises(ValueError, match="float16 needs a loss scale"):

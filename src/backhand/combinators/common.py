@@ -58,9 +58,11 @@ def check_params(combinator: str, parts: Parts, params: PyTree) -> None:
         fits = not named and isinstance(params, tuple | list) and len(params) == len(parts)
     if not fits:
         expected = f"a dict of {', '.join(map(str, parts))}" if named else f"{len(parts)} entries"
-        got = (
-            f"a dict of {', '.join(params)}" if isinstance(params, dict) else type(params).__name__
-        )
+        got = type(params).__name__
+        if isinstance(params, dict):
+            got = f"a dict of {', '.join(map(str, params))}"
+        elif isinstance(params, tuple | list):
+            got = f"a {got} of {len(params)}"
         raise ValueError(
             f"these are not the parameters of this {combinator}, which are {expected}; got {got}: "
             "make them with init"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.combinators.common import around, same_shape
-from backhand.contributions import Contribution, Leaf, Many, Moments, is_contribution
+from backhand.contributions import Leaf, both, is_contribution
 from backhand.protocol import Layer
 from backhand.visit import Collect, Params, PyTree, Residuals, Visit, gradients
 
@@ -154,8 +154,8 @@ def _add(uses: PyTree, path: Path, moved: PyTree) -> PyTree:
     """Adds the contributions `moved` to those at `path`."""
     if isinstance(uses, _Use):
         own = _get(uses.contributions, path)
-        both = jax.tree.map(_both, own, moved, is_leaf=is_contribution)
-        contributions = _replace(uses.contributions, path, both)
+        together = jax.tree.map(both, own, moved, is_leaf=is_contribution)
+        contributions = _replace(uses.contributions, path, together)
         return dataclasses.replace(uses, contributions=contributions, tied=True)
     if not path:
         return jax.tree.map(lambda use, c: _add(use, (), c), uses, moved, is_leaf=_is_use)
@@ -172,16 +172,6 @@ def _remove(uses: PyTree, path: Path) -> PyTree:
     if len(path) == 1:
         return _replace(uses, path, _ABSENT)
     return _replace(uses, path[:1], _remove(_get(uses, path[:1]), path[1:]))
-
-
-def _both(a: Contribution, b: Contribution) -> Contribution:
-    """The contributions of two uses of one parameter."""
-    if a is None or b is None:
-        return b if a is None else a
-    if isinstance(a, Moments) and isinstance(b, Moments):
-        return jax.tree.map(jnp.add, a, b)
-    parts = [part.parts if isinstance(part, Many) else (part,) for part in (a, b)]
-    return Many(parts[0] + parts[1])
 
 
 _ABSENT = object()

@@ -55,17 +55,20 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
             strict=True,
         )
     ]
-    space = "DHW"[3 - windows.rank :]
-    return lax.conv_general_dilated(
+    # The axes are moved here, not named: XLA puts those of a convolution in the order that its fast
+    # kernels on CPU take, but not within a loop (8 micro-batches of 4 x 16 x 16 x 64: 417 ms in a
+    # scan where the axes were named, 6.5 ms so).
+    dw = lax.conv_general_dilated(
         channels_of_examples(x, windows.groups),
-        y,
+        jnp.moveaxis(y, 0, -2),
         windows.dilation,
         padding,
         rhs_dilation=windows.stride,
-        dimension_numbers=(f"N{space}C", f"I{space}O", f"{space}NC"),
+        dimension_numbers=dimension_numbers(windows.rank),
         feature_group_count=windows.groups,
         preferred_element_type=accumulation_dtype(x.dtype, y.dtype),
     )
+    return jnp.moveaxis(dw, 0, -2)
 
 
 def channels_of_examples(x: X, groups: int) -> Float[Array, "J *S C"]:

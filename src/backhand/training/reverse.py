@@ -1,6 +1,7 @@
 """The reverse pass of a step: gradients of what is learned, statistics, the loss scale."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from backhand.accumulate import accumulate, rescaled
+from backhand.accumulate import accumulate
 from backhand.arrays import inverse, is_floating
 from backhand.clipping import value_and_clipped_grad
 from backhand.collectors import statistics
@@ -63,23 +64,21 @@ def reverse_pass(
     """`(params, batch, key, loss_scale) -> Found`, the settings those of `train_step`."""
     check_objective(objective)
     objective = _named(objective)
-    evaluate = accumulate(
-        _evaluation(objective, way, clip_example_norm, frozen),
-        micro_batches,
-        nonfinite="drop" if drop else "keep",
-    ).evaluate
+    evaluation = _evaluation(objective, way, clip_example_norm, frozen)
+    accumulated = functools.partial(
+        accumulate, micro_batches=micro_batches, nonfinite="drop" if drop else "keep"
+    )
+    plain = accumulated(evaluation).evaluate
 
     def reverse(
         params: Params, batch: dict[str, PyTree], key: Array | None, loss_scale: Array | None
     ) -> Found:
-        scale = None
-        if loss_scale is not None:  # the weight is a function of the batch: the rest is dead
-            terms, _ = objective.forward(params, batch, key=key, training=True)
-            scale = jax.tree.map(lambda w: loss_scale.astype(w.dtype) * inverse(w), terms.weight)
-        terms, found = evaluate(params, batch, scale=scale, key=key)
-        if loss_scale is not None and drop:  # the weight is that of what was kept
-            found = rescaled(COLLECTORS, found, scale, terms.weight)
-        elif loss_scale is not None:
+        if loss_scale is None:
+            terms, found = plain(params, batch, key=key)
+        else:
+            terms, found = accumulated(_times(evaluation, loss_scale)).evaluate(
+                params, batch, key=key
+            )
             found = {**found, "gradients": scaled(found["gradients"], 1 / loss_scale)}
         loss, measured = terms.mean(), terms.measured()
         empty = jnp.stack([w == 0 for w in jax.tree.leaves(terms.weight)])
@@ -134,6 +133,29 @@ def _evaluation(
         manual,
         evaluate=learned_only(manual.evaluate),
         collecting=steered and (lambda collectors: learned_only(steered(collectors))),
+    )
+
+
+def _times(evaluation: Evaluation, factor: Array) -> Evaluation:
+    """The evaluation, every error that goes back multiplied by a factor."""
+
+    def louder(evaluate: Evaluate) -> Evaluate:
+        def run(
+            params: Params, batch: Batch, *, scale: PyTree = None, **given: Any
+        ) -> tuple[Terms, dict[str, PyTree]]:
+            if scale is None:  # the weight is a function of the batch: the rest is dead
+                terms, _ = evaluation.objective.forward(params, batch, **given)
+                scale = jax.tree.map(inverse, terms.weight)
+            scale = jax.tree.map(lambda s: factor.astype(s.dtype) * s, scale)
+            return evaluate(params, batch, scale=scale, **given)
+
+        return run
+
+    collecting = evaluation.collecting
+    return dataclasses.replace(
+        evaluation,
+        evaluate=louder(evaluation.evaluate),
+        collecting=collecting and (lambda collectors: louder(collecting(collectors))),
     )
 
 

@@ -15,14 +15,12 @@ from jax.typing import DTypeLike
 
 from backhand.arrays import is_floating
 from backhand.gradients import Batch, Objective
+from backhand.recent import Recent
 from backhand.training.clip import by_layer, by_norm, layers_of
 from backhand.training.reverse import reverse_pass
 from backhand.training.state import TrainState, learning
 from backhand.training.update import unless_it_breaks, updating
 from backhand.visit import PyTree
-
-MOST_SHAPES = 256
-"""How many shapes of a batch a step remembers to have checked."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,10 +107,11 @@ def train_step(
     Raises:
         TypeError: if the optimizer is not an Optax update rule.
         ValueError: for a setting outside what is stated above or, when called, a batch that the
-            objective refuses, an optimizer state of other parameters, a dtype that nothing would be
-            computed in, or an objective's metric with a name in `backhand.metrics.RESERVED`; before
-            anything compiles. Values are looked at where they are on the host: on the device, a
-            negative weight and an impossible label make the loss NaN.
+            objective refuses, an optimizer state or an average of other parameters, a dtype that
+            nothing would be computed in, or an objective's metric with a name in
+            `backhand.metrics.RESERVED`; before anything compiles. Values are looked at where they
+            are on the host: on the device, a negative weight and an impossible label make the loss
+            NaN.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp, optax
@@ -170,22 +169,21 @@ def train_step(
         return lax.scan(run, state, dict(batches))
 
     compiled = jax.jit(run if steps_per_call == 1 else runs, donate_argnums=0)
-    known: set[Any] = set()
+    known: Recent[bool] = Recent()
 
     def check(state: TrainState, batch: Batch) -> None:
         leaves, structure = jax.tree.flatten((state, batch))
         shapes = (structure, *((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves))
         on_device = all(isinstance(leaf, Array) for leaf in jax.tree.leaves(batch))
-        if shapes in known and on_device:  # only values on the host are checked at every call
+        fits = known.find(shapes)
+        if fits and on_device:  # only values on the host are checked at every call
             return
         one = batch if steps_per_call == 1 else _unstacked(batch, steps_per_call)
         objective.check(state.params, one, key=state.key, training=True)
-        if shapes not in known:
+        if not fits:
             _check_state(state, optimizer, frozen)
             _check_dtype(objective, state, one, dtype)
-            if len(known) == MOST_SHAPES:
-                known.clear()
-            known.add(shapes)
+            known.keep(shapes, True)
 
     return TrainStep(check, compiled)
 
@@ -208,6 +206,16 @@ def _check_state(
             "bh.train_state(params, optimizer), with the optimizer and the `frozen` of the "
             "step"
         )
+    if state.average is not None and _shapes(state.average.params) != _shapes(state.params):
+        raise ValueError(
+            "the average is not one of these parameters; make it with "
+            "bh.train_state(params, optimizer, ema_decay=...)"
+        )
+
+
+def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    """The structure of a tree, and the shapes of its leaves."""
+    return jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _check_dtype(
