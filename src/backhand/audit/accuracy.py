@@ -34,6 +34,7 @@ def gradients(runs: Runs) -> tuple[list[Leaf], list[Finding]]:
         leaves = [_leaf(runs, i, run.ours[i], run.ours[i], None) for i in range(len(subject.paths))]
         checks = ("value", "gradient", "accuracy")
         return leaves, [Finding(check, "", True, why, skipped=True) for check in checks]
+    _check_finite(runs)
     findings = list(_values(runs))
     if subject.note:
         findings.append(Finding("reference", "", True, subject.note))
@@ -273,6 +274,20 @@ def _place(where: tuple[int, ...], agrees: bool) -> str:
     return "" if agrees or not where else f", most at [{', '.join(map(str, where))}]"
 
 
+def _check_finite(runs: Runs) -> None:
+    """Refuses a point at which the reference gives no number at all: NaN agrees with any NaN.
+
+    Raises:
+        ValueError: if no element of its outputs is finite.
+    """
+    y = runs.at(jnp.float32 if runs.refused else jnp.float64).reference_y
+    if any(leaf.size for leaf in y) and not any(np.isfinite(leaf).any() for leaf in y):
+        raise ValueError(
+            f"{runs.subject.name} gives NaN or Inf alone at these arguments, which no gradient can "
+            "be judged by; give arguments that it is finite at"
+        )
+
+
 def _values(runs: Runs) -> Iterator[Finding]:
     """Whether the forward gives what the reference does."""
     exact = runs.level == jnp.float64 == runs.resolution
@@ -281,6 +296,7 @@ def _values(runs: Runs) -> Iterator[Finding]:
     low, truth = runs.at(jnp.float32), runs.truth(jnp.float32)
     names = [f"y{i}" if len(run.y) > 1 else "" for i in range(len(run.y))]
     ours, reference = ([leaf[None] for leaf in side] for side in (run.y, run.reference_y))
+    shapes = {n: (a.shape, b.shape) for n, a, b in zip(names, run.y, run.reference_y, strict=True)}
     if exact:
         noise = [
             errors(t, a, b)[None]
@@ -295,12 +311,12 @@ def _values(runs: Runs) -> Iterator[Finding]:
         )
         verdicts = judge(names, ours, base, reference, coarse, Rounding(runs.length))
     for name, verdict in zip(names, verdicts, strict=True):
-        message = (
-            "the forward gives what the reference does"
-            if verdict.agrees
-            else f"the forward is not the reference: off by {verdict.relative:.1e}"
-            + _place(verdict.where, False)
-        )
+        message = "the forward gives what the reference does"
+        if not verdict.agrees:
+            message = f"the forward is not the reference: off by {verdict.relative:.1e}"
+            message += _place(verdict.where, False)
+        if shapes[name][0] != shapes[name][1]:
+            message = "the forward gives shape {}, the reference {}".format(*shapes[name])
         yield Finding("value", name, verdict.agrees, message)
 
 

@@ -80,11 +80,12 @@ def check(
         >>> print(audit.leaves[0].path, audit.leaves[0].cause.kind)
         x factor
     """
+    skip = (skip,) if isinstance(skip, str) else skip
     for unknown in sorted(set(skip) - SKIPPABLE):
-        raise ValueError(
-            f"there is no check {unknown!r} to skip{suggestion(unknown, SKIPPABLE)}; there are "
-            f"{listed(SKIPPABLE)}"
-        )
+        advice = suggestion(unknown, SKIPPABLE) or f"; there are {listed(SKIPPABLE)}"
+        raise ValueError(f"there is no check {unknown!r} to skip{advice}")
+    if not hasattr(seed, "__index__") or seed < 0:
+        raise ValueError(f"seed must be an integer, 0 or more, got {seed!r}")
     runs = Runs(subject_of(subject, args, reference, name, side, hold), seed)
     # A constant of the subject may be in float32 where the arguments are not.
     with no_side_effects(runs.subject.name), jax.numpy_dtype_promotion("standard"):
@@ -93,6 +94,7 @@ def check(
         findings += properties(runs, all(leaf.agrees for leaf in leaves))
         measured = cost(runs) if costs else None
     leaves, findings = _without_blame(leaves, findings)
+    leaves, findings = _in_order(leaves, findings)
     findings = [
         dataclasses.replace(found, passed=True, skipped=True, message="left out on request")
         if found.check in skip
@@ -102,6 +104,16 @@ def check(
     order = {path: place for place, path in enumerate(runs.subject.order)}
     leaves.sort(key=lambda leaf: order.get(leaf.path, len(order)))
     return Audit(runs.subject.name, tuple(leaves), tuple(findings), measured)
+
+
+def _in_order(leaves: list[Leaf], findings: list[Finding]) -> tuple[list[Leaf], list[Finding]]:
+    """What explains other failures comes first; an impure function's gradients have no cause."""
+    if any(found.check == "purity" and not found.passed for found in findings):
+        leaves = [dataclasses.replace(leaf, cause=None) for leaf in leaves]
+        findings = [dataclasses.replace(found, cause=None) for found in findings]
+    return leaves, sorted(
+        findings, key=lambda f: f.passed or f.check not in ("purity", "structure")
+    )
 
 
 def _without_blame(leaves: list[Leaf], findings: list[Finding]) -> tuple[list[Leaf], list[Finding]]:

@@ -325,7 +325,13 @@ class Subject:
                 tree = [None] * len(primals)
                 found += tree if cotangent is None else structure.flatten_up_to(cotangent)
             except (TypeError, ValueError, KeyError):
-                faults.append((name, "its cotangent is a tree of another structure"))
+                faults.append(
+                    (
+                        name,
+                        "its cotangent is a tree of another structure: it must be of "
+                        f"{_described(argument)}, and is of {_described(cotangent)}",
+                    )
+                )
                 found += [None] * len(primals)
         for place in self._arrays:
             primal, leaf = leaves[place], found[place]
