@@ -13,12 +13,12 @@ from backhand.audit.accuracy import context
 from backhand.audit.dtypes import coarsest
 from backhand.audit.gradient import Rounding, Verdict, errors, judge, tolerance
 from backhand.audit.inputs import (
-    arrays_alone,
     check_arguments,
     check_outputs,
     check_same_outputs,
     is_array,
     no_side_effects,
+    output_shapes,
     shapes,
 )
 from backhand.audit.report import Report, Row
@@ -274,13 +274,8 @@ def _cotangents(
     for way in ways:
         if not way.of_first:
             call = way.function
-            outputs[way.name] = shapes(
-                way.name,
-                lambda o, r, way=way, call=call: arrays_alone(
-                    way.name, call(*subject.rebuild(o, r))
-                ),
-                own,
-                rest,
+            outputs[way.name] = output_shapes(
+                way.name, lambda o, r, call=call: call(*subject.rebuild(o, r)), own, rest
             )
             check_outputs(way.name, outputs[way.name])
     for name, y in outputs.items():

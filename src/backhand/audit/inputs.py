@@ -191,6 +191,13 @@ def shapes(what: str, function: Callable[..., Result], *args: Any, given: str = 
         raise TypeError(f"{what} does not run: {first_sentence(error)}{place}") from error
 
 
+def output_shapes(
+    what: str, function: Callable[..., PyTree], *args: Any, given: str = ""
+) -> PyTree:
+    """The shapes of a function's output, which must hold arrays alone; see `shapes`."""
+    return shapes(what, lambda *args: arrays_alone(what, function(*args)), *args, given=given)
+
+
 @contextlib.contextmanager
 def no_side_effects(what: str) -> Iterator[None]:
     """Says in one sentence that a function uses what an earlier call left behind.

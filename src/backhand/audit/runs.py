@@ -13,12 +13,12 @@ from jax.typing import DTypeLike
 from backhand.audit.dtypes import coarsest
 from backhand.audit.gradient import Rounding, errors
 from backhand.audit.inputs import (
-    arrays_alone,
     check_leaks,
     check_outputs,
     check_same_outputs,
     first_sentence,
     is_array,
+    output_shapes,
     readable,
     shapes,
 )
@@ -98,12 +98,9 @@ class Runs:
         self.subject = subject
         own, rest = subject.shaped(jnp.float32)
         function, name = subject.function, subject.name
-        self.output = shapes(
-            name,
-            lambda o, r: arrays_alone(name, function(*subject.rebuild(o, r))),
-            own,
-            rest,
-            given=_no_arrays(subject),
+        given = _no_arrays(subject)
+        self.output = output_shapes(
+            name, lambda o, r: function(*subject.rebuild(o, r)), own, rest, given=given
         )
         check_outputs(name, self.output)
         self.leaves = [y for y in jax.tree.leaves(self.output) if _floats(y)]
@@ -117,9 +114,7 @@ class Runs:
         check_leaks(name, subject.pull, own, rest, dy)
         if (reference := subject.reference) is not None:
             what = f"the reference of {name}"
-            other = shapes(
-                what, lambda o, r: arrays_alone(what, reference(*subject.rebuild(o, r))), own, rest
-            )
+            other = output_shapes(what, lambda o, r: reference(*subject.rebuild(o, r)), own, rest)
             check_same_outputs(name, self.output, other)
             try:
                 shapes(f"the gradient of {what}", subject.automatic, own, rest, dy)

@@ -102,6 +102,11 @@ class Subject:
         return [place for place, leaf in enumerate(self._flat[1]) if is_array(leaf)]
 
     @property
+    def array_paths(self) -> list[str]:
+        """Of all arrays, in the order of the arguments' own."""
+        return [self._flat[0][place] for place in self._arrays]
+
+    @property
     def leaves(self) -> Leaves:
         """The differentiable leaves as they were given."""
         return [self._flat[1][place] for place in self._places]
