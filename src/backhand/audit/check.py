@@ -1,5 +1,6 @@
 """The full audit of one hand-written gradient."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 
 from backhand.audit.accuracy import gradients
-from backhand.audit.cost import cost
+from backhand.audit.cost import Programs, cost
 from backhand.audit.inputs import no_side_effects
 from backhand.audit.properties import CHECKS, properties
 from backhand.audit.result import Audit, Finding, Leaf
@@ -88,11 +89,15 @@ def check(
         raise ValueError(f"seed must be an integer, 0 or more, got {seed!r}")
     runs = Runs(subject_of(subject, args, reference, name, side, hold), seed)
     # A constant of the subject may be in float32 where the arguments are not.
-    with no_side_effects(runs.subject.name), jax.numpy_dtype_promotion("standard"):
+    with (
+        no_side_effects(runs.subject.name),
+        jax.numpy_dtype_promotion("standard"),
+        Programs(runs) if costs else contextlib.nullcontext() as programs,
+    ):
         leaves, findings = gradients(runs)
         findings += taylor(runs)
         findings += properties(runs, all(leaf.agrees for leaf in leaves))
-        measured = cost(runs) if costs else None
+        measured = cost(runs, programs) if programs is not None else None
     leaves, findings = _without_blame(leaves, findings)
     leaves, findings = _in_order(leaves, findings)
     findings = [
