@@ -221,7 +221,13 @@ def _input_shifted(right: Backward, site: Site) -> Backward:
     """An input that is kept is off by one along its second axis, as by another padding."""
 
     def wrong(arguments: tuple[PyTree, ...], residuals: Residuals, dy: PyTree) -> Cotangents:
-        inputs = [x for x in jax.tree.leaves(arguments[:2]) if floats(x) and x.ndim > 3]
+        inputs = [
+            x
+            for x in jax.tree.leaves(arguments)
+            if floats(x) and x.ndim > 3 and x.shape[0] == site.batch
+        ]
+        if len(inputs) != 1:  # attention has several, and no padding
+            return right(arguments, residuals, dy)
 
         def leaf(x: Any) -> Any:
             kept = floats(x) and any(x.shape == own.shape and (x == own).all() for own in inputs)
