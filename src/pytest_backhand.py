@@ -110,10 +110,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     returned = test(
         **{name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
     )
-    if returned is None:
+    if returned is None or isinstance(returned, list):
         pytest.fail(
-            f"{pyfuncitem.name} is marked gradients and returned None; return what is to be "
-            "audited, as in `return function, *arguments`",
+            f"{pyfuncitem.name} is marked gradients and returned "
+            f"{'None' if returned is None else 'a list'}; return what is to be audited, a tuple as "
+            "in `return function, *arguments`",
             pytrace=False,
         )
     subject, *args = returned if isinstance(returned, tuple) else (returned,)

@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 
 import backhand as bh
-from backhand.audit.cost import automatic_residuals, cost, flops, manual_residuals, medians
+from backhand.audit.cost import (
+    Programs,
+    automatic_residuals,
+    cost,
+    flops,
+    manual_residuals,
+    medians,
+)
 from backhand.audit.runs import Runs
 from backhand.audit.subjects import subject_of
 from tests.support import normal
@@ -32,6 +39,16 @@ def test_what_jax_keeps_has_shapes_for_names():
     runs = Runs(subject_of(jnp.sin, ARGS[:1], jnp.sin))
     assert automatic_residuals(runs) == {"float32[8,16]": 512}
     assert manual_residuals(runs) == {"float32[8,16]": 512}
+
+
+def test_programs_that_compile_beside_are_those_that_are_measured():
+    runs = Runs(subject_of(bh.ops.tanh, ARGS[:1]))
+    with Programs(runs) as programs:
+        measured = cost(runs, programs)
+        assert [flops(program) for program in programs.compiled()] == [
+            measured.manual.flops,
+            measured.automatic.flops,
+        ]
 
 
 def test_without_a_reference_there_is_nothing_to_measure():

@@ -28,6 +28,12 @@ def rule(forward, backward):
     return function
 
 
+def steps(x):
+    yield x
+
+
+LOSS = bh.objective(bh.dense(3), bh.losses.mean_squared_error)
+
 REFUSED = {
     "no function": ("or a function, got int 3", (3, X)),
     "a callback": (
@@ -60,15 +66,41 @@ REFUSED = {
     ),
     "no rule": ("no rule yet: call <lambda>.defvjp", (no_rule(), X)),
     "a forward of too few": (
-        "the gradient of <lambda> does not run: .* takes 1 positional argument but 2 were given",
+        "the gradient of <lambda> does not run: its forward must take what <lambda> itself takes",
         (rule(lambda x: (x, x), lambda saved, dy: (dy, dy)), X, X),
     ),
+    "a forward without residuals": (
+        r"its forward must return a pair \(y, residuals\), got an array \(4, 3\) of float32",
+        (rule(lambda x, y: x * y, lambda saved, dy: (dy, dy)), X, X),
+    ),
     "a rule of too few": (
-        "the gradient of <lambda> does not run: .* takes 1 positional argument but 2 were given",
+        r"the gradient of <lambda> does not run: its backward must take \(residuals, dy\)",
         (rule(lambda x, y: (x * y, x), lambda dy: (dy, dy)), X, X),
     ),
+    "a rule that raises": (
+        r"does not run: division by zero \(in <lambda>, line \d+ of test_inputs.py\)",
+        (rule(lambda x, y: (x * y, x), lambda saved, dy: 1 / 0), X, X),
+    ),
+    "text in": ("is not differentiable: .*; got x: str 'hello'", (jnp.sin, "hello")),
+    "an object in": ("got x: an array .* of object", (lambda x: x, np.array([1.0, None]))),
+    "None in": ("does not run: .*; it is given b: None", (jnp.dot, X, None)),
+    "text out": ("returns a value of type str at .'name'.; it", (lambda x: {"name": "x"}, X)),
+    "a generator": ("returns a value of type generator; it must", (steps, X)),
+    "nothing out": ("its output is nothing, not floating", (lambda x: None, X)),
+    "a boolean index": (r"cannot be traced: how many.*jnp.where\(mask", (lambda x: x[x > 0], X)),
+    "NumPy's function": ("cannot be traced.*jnp's functions", (np.sin, X)),
+    "a module": ("or a function, got the module numpy", (np, X)),
     "wrong shapes": ("does not run: dot_general requires", (jnp.matmul, X, X)),
     "a layer's arguments": (r"dense: a layer is checked at \(params, x\)", (bh.dense(3), X)),
+    "params last": (
+        r"\(params, x\), in this order; got an array \(4, 3\) of float32, then a dict",
+        (bh.dense(3), X, {"w": X}),
+    ),
+    "lists in a batch": (
+        "batch/inputs is a Python list of numbers",
+        (LOSS, {"w": X}, {"inputs": [[1.0], [2.0]], "targets": X}),
+    ),
+    "annotated arguments": (r"linear\(x, w, b=None\) does not take 1", (bh.ops.linear, X)),
 }
 
 
@@ -91,8 +123,30 @@ def test_a_reference_must_give_the_same_tree_and_shapes(unchecked, nothing_compi
             bh.check(jnp.sin, X, reference=jnp.sum)
         with pytest.raises(TypeError, match="reference must be a function, got int 3"):
             bh.check(jnp.sin, X, reference=3)
+        with pytest.raises(
+            ValueError, match=r"\(4, 3\) beside the output: \(4, 3\) of no floating"
+        ):
+            bh.check(jnp.sin, X, reference=lambda x: x.astype(int))
         with pytest.raises(TypeError, match="side inputs are a layer's"):
             bh.check(jnp.sin, X, side={"training": True})
+        with pytest.raises(TypeError, match="got int 3"):
+            bh.check(bh.dense(3), {"w": X}, X, side=3)
+
+
+def test_settings_of_the_audit_are_refused_too(unchecked, nothing_compiles):
+    with nothing_compiles():
+        with pytest.raises(ValueError, match="no check 'tailor' to skip; did you mean"):
+            bh.check(jnp.sin, X, skip="tailor")
+        for seed in (-1, "a"):
+            with pytest.raises(
+                ValueError, match=f"seed must be an integer, 0 or more, got {seed!r}"
+            ):
+                bh.check(jnp.sin, X, seed=seed)
+
+
+def test_a_point_without_a_finite_number_judges_nothing(unchecked):
+    with pytest.raises(ValueError, match="gives NaN or Inf alone at these arguments"):
+        bh.check(lambda x: jnp.log(-jnp.abs(x)), X, costs=False)
 
 
 def test_lists_of_arrays_are_trees():

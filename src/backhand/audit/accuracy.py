@@ -1,6 +1,7 @@
 """Leaf by leaf: is the gradient right in float64, and as accurate as autodiff below it?"""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,12 +15,16 @@ from backhand.audit.diagnosis.pair import Arrays as Named
 from backhand.audit.diagnosis.pair import Context
 from backhand.audit.gradient import Rounding, Verdict, errors, judge, relative_errors, spared
 from backhand.audit.inputs import first_sentence
+from backhand.audit.paths import NONE, Mistakes
 from backhand.audit.result import Cause, Finding, Leaf
 from backhand.audit.runs import Arrays, Runs, compiled
 from backhand.audit.subject import LOW, Leaves, Subject
 from backhand.visit import PyTree
 
 EVERY = ("float32", *LOW)
+
+MOST_ELEMENTS = 10**7
+"""Of the gradients, over all mistakes that are tried."""
 
 
 def gradients(runs: Runs) -> tuple[list[Leaf], list[Finding]]:
@@ -34,6 +39,7 @@ def gradients(runs: Runs) -> tuple[list[Leaf], list[Finding]]:
         leaves = [_leaf(runs, i, run.ours[i], run.ours[i], None) for i in range(len(subject.paths))]
         checks = ("value", "gradient", "accuracy")
         return leaves, [Finding(check, "", True, why, skipped=True) for check in checks]
+    _check_finite(runs)
     findings = list(_values(runs))
     if subject.note:
         findings.append(Finding("reference", "", True, subject.note))
@@ -171,21 +177,25 @@ def context(runs: Problem) -> Context:
     ]
     columns = zip(*runs.cotangents, strict=True)
     stacked = [np.asarray(np.stack(leaves), np.float64) for leaves in columns]
+    pulls: dict[Any, Callable[..., Leaves]] = {}
     lengths = [leaf.shape[0] for leaf in runs.leaves if leaf.shape]
     # What is not differentiated, such as labels, has examples; parameters have none.
     held = [len(x) for path, x in inputs.items() if x.ndim and path not in subject.paths]
     lengths = lengths[:1] or held or [len(x) for x in inputs.values() if x.ndim]
 
-    def vjp_of(reference: Callable[..., PyTree]) -> Callable[[Named, Named], Named]:
-        other = dataclasses.replace(subject, reference=reference)
-        pull = compiled(lambda own, rest, dy: other.automatic(own, rest, dy)[1])
+    def vjp_of(reference: Callable[..., PyTree], *first: int) -> Callable[[Named, Named], Named]:
+        def automatic(first: Sequence[Any], own: Leaves, rest: Leaves, dy: Leaves) -> Leaves:
+            chosen = functools.partial(reference, *first)
+            return dataclasses.replace(subject, reference=chosen).automatic(own, rest, dy)[1]
+
+        pull = pulls.setdefault(reference, compiled(automatic))
 
         def vjp(inputs: Named, errors: Named) -> Named:
             with jax.enable_x64(True):
                 own, others = subject.from_named(inputs, rest)
                 results = [
-                    pull(own, others, [jnp.asarray(errors[name][s]) for name in floating])
-                    for s in range(len(stacked[0]))
+                    pull(first, own, others, [jnp.asarray(errors[name][s]) for name in floating])
+                    for s in range(len(errors[floating[0]]))
                 ]
             return {
                 path: np.stack([np.asarray(result[i], np.float64) for result in results])
@@ -193,6 +203,23 @@ def context(runs: Problem) -> Context:
             }
 
         return vjp
+
+    @functools.cache
+    def mistakes() -> list[tuple[Cause, Named, Callable[[Named, Named], Named]]]:
+        if subject.reference is None:
+            return []
+        first = {name: error[:1] for name, error in incoming.items()}
+        try:
+            made = Mistakes(subject.reference, subject.array_paths)
+            vjp_of(made, NONE)(inputs, first)  # traces it, so that they are known
+        except Exception:  # a program that cannot be run equation by equation
+            return []
+        most = MOST_ELEMENTS // max(1, sum(leaf.size for leaf in subject.leaves))
+        vjps = {known: vjp_of(made, number) for number, known in enumerate(made.known[:most])}
+        return [
+            (Cause(known.kind, known.message), vjp(inputs, first), vjp)
+            for known, vjp in vjps.items()
+        ]
 
     def tried(reference: Callable[..., PyTree]) -> Callable[[Named, Named], Named]:
         vjp = vjp_of(reference)
@@ -205,14 +232,16 @@ def context(runs: Problem) -> Context:
 
         return where_it_runs
 
+    incoming = dict(zip(floating, stacked, strict=True))
     return Context(
         batch=max(lengths, key=lengths.count, default=None),
         shapes={path: np.shape(x) for path, x in inputs.items()}
         | {name: leaf.shape for name, leaf in zip(floating, runs.leaves, strict=True)},
         inputs=inputs,
-        errors=dict(zip(floating, stacked, strict=True)),
+        errors=incoming,
         vjp=None if subject.reference is None else vjp_of(subject.reference),
         alternatives={name: tried(other) for name, other in subject.others.items()},
+        mistakes=mistakes,
     )
 
 
@@ -273,6 +302,20 @@ def _place(where: tuple[int, ...], agrees: bool) -> str:
     return "" if agrees or not where else f", most at [{', '.join(map(str, where))}]"
 
 
+def _check_finite(runs: Runs) -> None:
+    """Refuses a point at which the reference gives no number at all: NaN agrees with any NaN.
+
+    Raises:
+        ValueError: if no element of its outputs is finite.
+    """
+    y = runs.at(jnp.float32 if runs.refused else jnp.float64).reference_y
+    if any(leaf.size for leaf in y) and not any(np.isfinite(leaf).any() for leaf in y):
+        raise ValueError(
+            f"{runs.subject.name} gives NaN or Inf alone at these arguments, which no gradient can "
+            "be judged by; give arguments that it is finite at"
+        )
+
+
 def _values(runs: Runs) -> Iterator[Finding]:
     """Whether the forward gives what the reference does."""
     exact = runs.level == jnp.float64 == runs.resolution
@@ -281,6 +324,7 @@ def _values(runs: Runs) -> Iterator[Finding]:
     low, truth = runs.at(jnp.float32), runs.truth(jnp.float32)
     names = [f"y{i}" if len(run.y) > 1 else "" for i in range(len(run.y))]
     ours, reference = ([leaf[None] for leaf in side] for side in (run.y, run.reference_y))
+    shapes = {n: (a.shape, b.shape) for n, a, b in zip(names, run.y, run.reference_y, strict=True)}
     if exact:
         noise = [
             errors(t, a, b)[None]
@@ -295,12 +339,12 @@ def _values(runs: Runs) -> Iterator[Finding]:
         )
         verdicts = judge(names, ours, base, reference, coarse, Rounding(runs.length))
     for name, verdict in zip(names, verdicts, strict=True):
-        message = (
-            "the forward gives what the reference does"
-            if verdict.agrees
-            else f"the forward is not the reference: off by {verdict.relative:.1e}"
-            + _place(verdict.where, False)
-        )
+        message = "the forward gives what the reference does"
+        if not verdict.agrees:
+            message = f"the forward is not the reference: off by {verdict.relative:.1e}"
+            message += _place(verdict.where, False)
+        if shapes[name][0] != shapes[name][1]:
+            message = "the forward gives shape {}, the reference {}".format(*shapes[name])
         yield Finding("value", name, verdict.agrees, message)
 
 

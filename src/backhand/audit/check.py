@@ -1,5 +1,6 @@
 """The full audit of one hand-written gradient."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 
 from backhand.audit.accuracy import gradients
-from backhand.audit.cost import cost
+from backhand.audit.cost import Programs, cost
 from backhand.audit.inputs import no_side_effects
 from backhand.audit.properties import CHECKS, properties
 from backhand.audit.result import Audit, Finding, Leaf
@@ -80,19 +81,25 @@ def check(
         >>> print(audit.leaves[0].path, audit.leaves[0].cause.kind)
         x factor
     """
+    skip = (skip,) if isinstance(skip, str) else skip
     for unknown in sorted(set(skip) - SKIPPABLE):
-        raise ValueError(
-            f"there is no check {unknown!r} to skip{suggestion(unknown, SKIPPABLE)}; there are "
-            f"{listed(SKIPPABLE)}"
-        )
+        advice = suggestion(unknown, SKIPPABLE) or f"; there are {listed(SKIPPABLE)}"
+        raise ValueError(f"there is no check {unknown!r} to skip{advice}")
+    if not hasattr(seed, "__index__") or seed < 0:
+        raise ValueError(f"seed must be an integer, 0 or more, got {seed!r}")
     runs = Runs(subject_of(subject, args, reference, name, side, hold), seed)
     # A constant of the subject may be in float32 where the arguments are not.
-    with no_side_effects(runs.subject.name), jax.numpy_dtype_promotion("standard"):
+    with (
+        no_side_effects(runs.subject.name),
+        jax.numpy_dtype_promotion("standard"),
+        Programs(runs) if costs else contextlib.nullcontext() as programs,
+    ):
         leaves, findings = gradients(runs)
         findings += taylor(runs)
         findings += properties(runs, all(leaf.agrees for leaf in leaves))
-        measured = cost(runs) if costs else None
+        measured = cost(runs, programs) if programs is not None else None
     leaves, findings = _without_blame(leaves, findings)
+    leaves, findings = _in_order(leaves, findings)
     findings = [
         dataclasses.replace(found, passed=True, skipped=True, message="left out on request")
         if found.check in skip
@@ -102,6 +109,16 @@ def check(
     order = {path: place for place, path in enumerate(runs.subject.order)}
     leaves.sort(key=lambda leaf: order.get(leaf.path, len(order)))
     return Audit(runs.subject.name, tuple(leaves), tuple(findings), measured)
+
+
+def _in_order(leaves: list[Leaf], findings: list[Finding]) -> tuple[list[Leaf], list[Finding]]:
+    """What explains other failures comes first; an impure function's gradients have no cause."""
+    if any(found.check == "purity" and not found.passed for found in findings):
+        leaves = [dataclasses.replace(leaf, cause=None) for leaf in leaves]
+        findings = [dataclasses.replace(found, cause=None) for found in findings]
+    return leaves, sorted(
+        findings, key=lambda f: f.passed or f.check not in ("purity", "structure")
+    )
 
 
 def _without_blame(leaves: list[Leaf], findings: list[Finding]) -> tuple[list[Leaf], list[Finding]]:

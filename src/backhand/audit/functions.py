@@ -18,6 +18,7 @@ from backhand.audit.inputs import (
     check_same_outputs,
     is_array,
     no_side_effects,
+    output_shapes,
     shapes,
 )
 from backhand.audit.report import Report, Row
@@ -273,7 +274,7 @@ def _cotangents(
     for way in ways:
         if not way.of_first:
             call = way.function
-            outputs[way.name] = shapes(
+            outputs[way.name] = output_shapes(
                 way.name, lambda o, r, call=call: call(*subject.rebuild(o, r)), own, rest
             )
             check_outputs(way.name, outputs[way.name])

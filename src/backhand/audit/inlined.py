@@ -21,6 +21,7 @@ RULES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"
 CALLS = frozenset({"checkpoint", "closed_call", "core_call", "jit", "pjit", "remat", "remat2"})
 
 _JAX = str(Path(jax.__file__).parent)
+_OWN = str(Path(__file__).parent)
 
 
 def rules(function: Callable[..., PyTree], *arguments: PyTree) -> list[str]:
@@ -32,7 +33,7 @@ def rules(function: Callable[..., PyTree], *arguments: PyTree) -> list[str]:
         >>> len(rules(lambda x: jax.nn.relu(square(x)), jnp.ones(3)))
         1
     """
-    program, _, _ = _traced(function, arguments)
+    program, _, _ = traced(function, arguments)
     return list(_rules(program.jaxpr))
 
 
@@ -44,13 +45,13 @@ def without_rules(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """
 
     def plain(*arguments: PyTree) -> PyTree:
-        program, arrays, structure = _traced(function, arguments)
+        program, arrays, structure = traced(function, arguments)
         return jax.tree.unflatten(structure, _run(program.jaxpr, program.consts, arrays))
 
     return plain
 
 
-def _traced(
+def traced(
     function: Callable[..., PyTree], arguments: tuple[PyTree, ...]
 ) -> tuple[Any, list[Any], Any]:
     """A function's program, the arrays that it takes, and the structure of what it gives."""
@@ -85,11 +86,20 @@ def _is_rule(equation: Any) -> bool:
 
 def _source(equation: Any) -> str:
     """Where the function of a rule is written: "name at file:line"."""
-    program = _called(equation)
+    program = called(equation)
     return str(getattr(program, "jaxpr", program).debug_info.func_src_info)
 
 
-def _called(equation: Any) -> Any:
+def line(equation: Any) -> str:
+    """Where an equation is written: " (line 12 of file.py)"; "" where that is not known."""
+    traceback = getattr(equation.source_info, "traceback", None)
+    for frame in traceback.frames if traceback is not None else ():
+        if not frame.file_name.startswith((_JAX, _OWN, "<")):
+            return f" (line {frame.line_num} of {Path(frame.file_name).name})"
+    return ""
+
+
+def called(equation: Any) -> Any:
     """The program that an equation calls."""
     params = equation.params
     return next(params[name] for name in ("call_jaxpr", "jaxpr", "fun_jaxpr") if name in params)
@@ -112,13 +122,18 @@ def _run(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[An
 def _equation(equation: Any, values: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if _is_rule(equation):
-        return _closed(_called(equation))(*values)
+        return _closed(called(equation))(*values)
     if any(_rules(inner) for inner in programs(params.values())):
         if name in CALLS:
-            return _closed(_called(equation))(*values)
+            return _closed(called(equation))(*values)
         if name in _LOOPS:
             return list(_LOOPS[name](params, values))
-    bound = equation.primitive.get_bind_params(params)
+    return bound_equation(equation, values)
+
+
+def bound_equation(equation: Any, values: list[Any]) -> list[Any]:
+    """What an equation gives of some values, as it is."""
+    bound = equation.primitive.get_bind_params(equation.params)
     # Before jax 0.10 the programs inside came beside the parameters, since then among them.
     functions, bound = ((), bound) if isinstance(bound, dict) else bound
     found = equation.primitive.bind(*functions, *values, **bound)
@@ -132,7 +147,7 @@ def _closed(program: Any) -> Callable[..., list[Any]]:
 
 
 def _scan(params: Any, values: list[Any]) -> list[Any]:
-    constant, states = _scanned(params)
+    constant, states = scanned(params)
     carried = constant + states
     step = _closed(params["jaxpr"])
 
@@ -145,7 +160,7 @@ def _scan(params: Any, values: list[Any]) -> list[Any]:
     return [*last, *stacked]
 
 
-def _scanned(params: Any) -> tuple[int, int]:
+def scanned(params: Any) -> tuple[int, int]:
     """How many constants a scan has, and how many states."""
     if "ft_in" not in params:  # before jax 0.12
         return params["num_consts"], params["num_carry"]

@@ -1,7 +1,11 @@
 """Bad input, each in one sentence, before anything compiles; the original error stays behind it."""
 
 import contextlib
+import inspect
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
@@ -14,8 +18,15 @@ Result = TypeVar("Result")
 
 LONGEST = 240
 
+LIBRARIES = frozenset({"backhand", "beartype", "jax", "jaxlib", "jaxtyping", "numpy"})
+"""Whose lines say nothing of a mistake in the code that is audited."""
 
-class SideEffectError(TypeError):
+
+class RefusedError(TypeError):
+    """What is wrong with a function, in words that need none before them."""
+
+
+class SideEffectError(RefusedError):
     """A function used what an earlier call of it left behind."""
 
 
@@ -74,17 +85,76 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
+def raised_at(error: BaseException) -> str:
+    """Where in the user's own code an error was raised; "" if it was not."""
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code, module = frame.f_code, str(frame.f_globals.get("__name__", ""))
+        if module.split(".")[0] not in LIBRARIES and not code.co_filename.startswith("<"):
+            found = f" (in {code.co_name}, line {line} of {Path(code.co_filename).name})"
+    return found
+
+
 def readable(value: Any) -> str:
     """A short description of a value that is of the wrong kind."""
     if is_array(value):
-        return f"an array {value.shape}"
+        return f"an array {value.shape} of {value.dtype}"
+    if isinstance(value, ModuleType):
+        return f"the module {value.__name__}"
+    if value is None:
+        return "None"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
     if any(is_array(leaf) for leaf in jax.tree.leaves(value)):
         return f"a {type(value).__name__} of arrays"
     return f"{type(value).__name__} {value!r}"[:80]
 
 
-def shapes(what: str, function: Callable[..., Result], *args: Any) -> Result:
+def check_takes(function: Callable[..., Any], count: int, what: str) -> None:
+    """Refuses a rule that is not called as JAX calls it.
+
+    Raises:
+        TypeError: if it does not take so many arguments; `what` says which.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError as error:
+        raise TypeError(f"{what}: {error}") from error
+
+
+def arrays_alone(what: str, y: PyTree) -> PyTree:
+    """An output, refused if it holds what is no array.
+
+    Raises:
+        RefusedError: naming the first leaf that is none.
+    """
+    entries: list[tuple[Any, Any]] = [((), y)]
+    if inspect.iscoroutine(y) or inspect.isgenerator(y):
+        y.close()
+    else:
+        entries = jax.tree_util.tree_leaves_with_path(y)
+    for path, leaf in entries:
+        if not is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
+            place = jax.tree_util.keystr(path)
+            raise RefusedError(
+                f"{what} returns a value of type {type(leaf).__name__}"
+                f"{f' at {place}' if place else ''}; it must return arrays, or a tree of arrays"
+            )
+    return y
+
+
+def shapes(what: str, function: Callable[..., Result], *args: Any, given: str = "") -> Result:
     """The shapes of what a function gives, or one sentence on why it does not run.
+
+    Args:
+        what: it is called.
+        function: of `args`.
+        args: arrays, or their shapes.
+        given: odd arguments in words, for an error that is raised in no line of the user's.
 
     Raises:
         TypeError: with the original error as its cause.
@@ -94,10 +164,16 @@ def shapes(what: str, function: Callable[..., Result], *args: Any) -> Result:
             return jax.eval_shape(function, *args)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         raise TypeError(
-            f"{what} cannot be traced: it needs the number itself, as `if`, `float` and NumPy do; "
-            "use jnp.where or lax.cond, or give what decides as a plain Python value"
+            f"{what} cannot be traced: it needs the number itself, as `if`, `float` and NumPy do"
+            f"{raised_at(error)}; use jnp.where, lax.cond or jnp's functions, or give what decides "
+            "as a plain Python value"
         ) from error
-    except SideEffectError:
+    except jax.errors.NonConcreteBooleanIndexError as error:
+        raise TypeError(
+            f"{what} cannot be traced: how many elements a boolean index takes is not known before "
+            f"it runs{raised_at(error)}; use jnp.where(mask, x, 0)"
+        ) from error
+    except RefusedError:
         raise
     except Exception as error:
         text = str(error)
@@ -106,7 +182,20 @@ def shapes(what: str, function: Callable[..., Result], *args: Any) -> Result:
                 f"{what} is not differentiable: {first_sentence(error)}; give it a rule with "
                 "jax.custom_vjp"
             ) from error
-        raise TypeError(f"{what} does not run: {first_sentence(error)}") from error
+        if text.startswith("Custom VJP bwd rule"):
+            raise TypeError(
+                f"{what} has a backward rule that does not give one cotangent for each argument, "
+                "of its tree, shape and dtype; bh.check names which is not"
+            ) from error
+        place = raised_at(error) or (given and f"; it is given {given}")
+        raise TypeError(f"{what} does not run: {first_sentence(error)}{place}") from error
+
+
+def output_shapes(
+    what: str, function: Callable[..., PyTree], *args: Any, given: str = ""
+) -> PyTree:
+    """The shapes of a function's output, which must hold arrays alone; see `shapes`."""
+    return shapes(what, lambda *args: arrays_alone(what, function(*args)), *args, given=given)
 
 
 @contextlib.contextmanager
@@ -173,7 +262,11 @@ def check_same_outputs(name: str, ours: PyTree, reference: PyTree) -> None:
     """
     sides = [jax.tree_util.tree_leaves_with_path(tree) for tree in (ours, reference)]
     described = [
-        {jax.tree_util.keystr(path) or "the output": leaf.shape for path, leaf in side}
+        {
+            jax.tree_util.keystr(path) or "the output": f"{leaf.shape}"
+            + ("" if jnp.issubdtype(leaf.dtype, jnp.floating) else " of no floating point")
+            for path, leaf in side
+        }
         for side in sides
     ]
     if described[0] != described[1]:
@@ -183,5 +276,5 @@ def check_same_outputs(name: str, ours: PyTree, reference: PyTree) -> None:
         )
         raise ValueError(
             f"{name}: both sides must give outputs of the same tree and shapes, got {first} "
-            f"beside {second}"
+            f"beside {second}; return what the other returns"
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.audit.functions import Way, compare_ways
+from backhand.audit.inputs import check_arguments
 from backhand.audit.order import in_model_order
 from backhand.audit.report import Report
 from backhand.audit.subject import Subject
@@ -31,6 +32,7 @@ def compare_objective(
         given: key and training.
         rtol: another tolerance.
     """
+    check_arguments("objective", (params, batch), ("params", "batch"))
     objective.check(params, batch, **given)
     params, batch = jax.tree.map(jnp.asarray, (params, dict(batch)))
 

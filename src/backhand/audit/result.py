@@ -150,10 +150,12 @@ class Audit:
         """What to ask for where something that failed is so by design."""
         kinds = {leaf.path: leaf.cause.kind for leaf in self.leaves if leaf.cause is not None}
         right = {leaf.path for leaf in self.leaves if leaf.agrees}
+        # Where the rule's result is no tree of cotangents, zeros are not meant.
+        odd = any(found.check == "structure" for found in self.failures)
         found = [
             f"if {path} is not to be differentiated: hold=({path!r},)"
             for path, kind in kinds.items()
-            if kind == "zero"
+            if kind == "zero" and not odd
         ]
         if "spurious" in kinds.values():
             found.append(

@@ -17,6 +17,9 @@ from backhand.audit.inputs import (
     check_outputs,
     check_same_outputs,
     first_sentence,
+    is_array,
+    output_shapes,
+    readable,
     shapes,
 )
 from backhand.audit.subject import Leaves, Subject
@@ -90,12 +93,15 @@ class Runs:
             raise TypeError(
                 f"{subject.name} is not differentiable: none of its arguments holds "
                 "floating-point arrays; integers, booleans and keys have no gradient, and a Python "
-                "number is a setting: give jnp.asarray(1.5) in place of 1.5"
+                f"number is a setting: give jnp.asarray(1.5) in place of 1.5; got {_got(subject)}"
             )
         self.subject = subject
         own, rest = subject.shaped(jnp.float32)
         function, name = subject.function, subject.name
-        self.output = shapes(name, lambda o, r: function(*subject.rebuild(o, r)), own, rest)
+        given = _no_arrays(subject)
+        self.output = output_shapes(
+            name, lambda o, r: function(*subject.rebuild(o, r)), own, rest, given=given
+        )
         check_outputs(name, self.output)
         self.leaves = [y for y in jax.tree.leaves(self.output) if _floats(y)]
         rng = np.random.default_rng(seed)
@@ -108,7 +114,7 @@ class Runs:
         check_leaks(name, subject.pull, own, rest, dy)
         if (reference := subject.reference) is not None:
             what = f"the reference of {name}"
-            other = shapes(what, lambda o, r: reference(*subject.rebuild(o, r)), own, rest)
+            other = output_shapes(what, lambda o, r: reference(*subject.rebuild(o, r)), own, rest)
             check_same_outputs(name, self.output, other)
             try:
                 shapes(f"the gradient of {what}", subject.automatic, own, rest, dy)
@@ -243,6 +249,23 @@ class Runs:
         low, truth = self.at(jnp.float32), self.truth(jnp.float32)
         sides = zip(low.ours, low.automatic, truth.automatic, strict=True)
         return Rounding(self.length, [errors(t, a, b) for a, b, t in sides])
+
+
+def _got(subject: Subject) -> str:
+    """The arguments, for an error message."""
+    pairs = zip(subject.names, subject.arguments, strict=True)
+    return ", ".join(f"{name}: {readable(x)}".lstrip(": ") for name, x in pairs) or "none"
+
+
+def _no_arrays(subject: Subject) -> str:
+    """The arguments that hold no array, for an error message: None, or a string by mistake."""
+    pairs = zip(subject.names, subject.arguments, strict=True)
+    odd = [
+        f"{name or 'the first argument'}: {readable(x)}"
+        for name, x in pairs
+        if x is None or (jax.tree.leaves(x) and not any(map(is_array, jax.tree.leaves(x))))
+    ]
+    return ", ".join(odd)
 
 
 def _floats(leaf: Any) -> bool:

@@ -102,6 +102,11 @@ class Subject:
         return [place for place, leaf in enumerate(self._flat[1]) if is_array(leaf)]
 
     @property
+    def array_paths(self) -> list[str]:
+        """Of all arrays, in the order of the arguments' own."""
+        return [self._flat[0][place] for place in self._arrays]
+
+    @property
     def leaves(self) -> Leaves:
         """The differentiable leaves as they were given."""
         return [self._flat[1][place] for place in self._places]
@@ -325,7 +330,13 @@ class Subject:
                 tree = [None] * len(primals)
                 found += tree if cotangent is None else structure.flatten_up_to(cotangent)
             except (TypeError, ValueError, KeyError):
-                faults.append((name, "its cotangent is a tree of another structure"))
+                faults.append(
+                    (
+                        name,
+                        "its cotangent is a tree of another structure: it must be of "
+                        f"{_described(argument)}, and is of {_described(cotangent)}",
+                    )
+                )
                 found += [None] * len(primals)
         for place in self._arrays:
             primal, leaf = leaves[place], found[place]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from backhand.arrays import inverse, is_floating
 from backhand.audit.inlined import rules, without_rules
-from backhand.audit.inputs import check_arguments, counted, is_array, readable
+from backhand.audit.inputs import check_arguments, check_takes, counted, is_array, readable
 from backhand.audit.order import in_model_order
 from backhand.audit.settings import references
 from backhand.audit.subject import Rule, Subject, is_inside
@@ -35,6 +35,10 @@ def subject_of(
         TypeError: for what is no function, or arguments that it does not take.
         ValueError: for an argument to hold that there is not.
     """
+    if side is not None and not isinstance(side, Mapping):
+        raise TypeError(
+            f"side must be a dict, as in side={{'training': True}}, got {readable(side)}"
+        )
     if isinstance(subject, Row):
         arguments = arguments or subject.arguments()
         made = _of_row(subject, tuple(arguments))
@@ -108,7 +112,7 @@ def of_function(function: Any, arguments: tuple[PyTree, ...]) -> Subject:
             raise TypeError(f"{name} has no rule yet: call {name}.defvjp(forward, backward)")
         held = frozenset(place % max(len(arguments), 1) for place in function.nondiff_argnums)
         if not function.symbolic_zeros:
-            rule = _rule_of(function, held)
+            rule = _rule_of(name, function, held)
         reference = function.fun
         note = f"the reference is {name}'s own code, differentiated by JAX"
     else:
@@ -160,11 +164,22 @@ def _opened(
     return inner, given
 
 
-def _rule_of(function: Any, held: frozenset[int]) -> Rule:
+def _rule_of(name: str, function: Any, held: frozenset[int]) -> Rule:
     """The rule of a `jax.custom_vjp` function."""
+
+    def forward(*arguments: PyTree) -> tuple[PyTree, PyTree]:
+        check_takes(function.fwd, len(arguments), f"its forward must take what {name} itself takes")
+        result = function.fwd(*arguments)
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            got = f"{len(result)} values" if isinstance(result, tuple | list) else readable(result)
+            raise TypeError(f"its forward must return a pair (y, residuals), got {got}")
+        return result[0], result[1]
 
     def backward(arguments: tuple[PyTree, ...], residuals: PyTree, dy: PyTree) -> Any:
         fixed = [arguments[place] for place in sorted(held)]
+        before = "the arguments of nondiff_argnums, " if fixed else ""
+        what = f"its backward must take ({before}residuals, dy)"
+        check_takes(function.bwd, len(fixed) + 2, what)
         given = function.bwd(*fixed, residuals, dy)
         if not isinstance(given, tuple | list) or not held:
             return given
@@ -172,7 +187,7 @@ def _rule_of(function: Any, held: frozenset[int]) -> Rule:
         cotangents = [None if i in held else next(rest, None) for i in range(len(arguments))]
         return (*cotangents, *rest)
 
-    return Rule(function.fwd, backward)
+    return Rule(forward, backward)
 
 
 def _of_op(op: Op, arguments: tuple[PyTree, ...]) -> Subject:
@@ -216,6 +231,11 @@ def _of_layer(layer: Layer, arguments: tuple[PyTree, ...], given: dict[str, Any]
         )
     layer._known(given)
     params, x = arguments
+    if is_array(params) and isinstance(x, Mapping):
+        raise TypeError(
+            f"{layer.name}: a layer is checked at (params, x), in this order; got "
+            f"{readable(params)}, then {readable(x)}"
+        )
     arrays, settings = split_side(given)
     check_arguments(layer.name, (params, x), ("params", "x"))
 
@@ -253,6 +273,7 @@ def _of_objective(
             f"uses one; got {counted(len(arguments), 'argument')}"
         )
     params, batch = arguments
+    check_arguments("objective", (params, batch), ("params", "batch"))
     objective.check(params, batch, **given)
     arrays, settings = split_side(given)
 
@@ -305,7 +326,8 @@ def bound(
         given = signature.bind(*arguments)
     except TypeError as error:
         raise TypeError(
-            f"{name}{signature} does not take {counted(len(arguments), 'argument')}: {error}"
+            f"{name}{_plainly(signature)} does not take {counted(len(arguments), 'argument')}: "
+            f"{error}"
         ) from error
     if complete:
         given.apply_defaults()
@@ -317,3 +339,9 @@ def bound(
         elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             names.append(parameter.name)
     return tuple(names[: len(arguments)]), arguments
+
+
+def _plainly(signature: inspect.Signature) -> inspect.Signature:
+    """A signature without annotations, which would fill a line each."""
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=signature.empty)

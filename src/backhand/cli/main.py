@@ -11,6 +11,7 @@ from backhand import __version__
 from backhand.audit import Audit, Report, check, compare
 from backhand.audit.check import SKIPPABLE
 from backhand.audit.html import of_audit, of_report, page
+from backhand.audit.inputs import RefusedError
 from backhand.cli.output import (
     STANDARD_OUTPUT,
     check_writable,
@@ -176,6 +177,7 @@ def _judged(target: str, judge: Callable[..., Any], *given: Any, **settings: Any
     try:
         return guarded(target, judge, *given, **settings)
     except BadUsage as error:
-        if type(error.__cause__) in (TypeError, ValueError):
+        plain = type(error.__cause__) in (TypeError, ValueError)
+        if plain or isinstance(error.__cause__, RefusedError):
             raise BadUsage(f"{target}: {error.__cause__}") from error.__cause__
         raise

@@ -166,9 +166,10 @@ def _attribute(module: ModuleType, place: str, name: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             known: Collection[str] = [each for each in dir(found) if not each.startswith("_")]
-            close = suggestion(part, known)
-            advice = "" if close or name != DEFAULT else f"; name what to audit, as in {place}:name"
-            raise BadUsage(f"{sofar} has no {part!r}{close}{advice}")
+            advice = suggestion(part, known)
+            if name == DEFAULT:  # nobody wrote it
+                advice = f"; name what to audit, as in {place}:name"
+            raise BadUsage(f"{sofar} has no {part!r}{advice}")
         found = getattr(found, part)
         sofar = f"{place}:{name}"
     return found

@@ -6,6 +6,7 @@ import inspect
 import numpy as np
 import pytest
 
+from backhand.audit import paths
 from backhand.audit.diagnosis import DETECTORS, KINDS, diagnose, hypotheses, relations, support
 from backhand.audit.diagnosis.pair import Context
 
@@ -15,9 +16,9 @@ TRUTH = np.random.default_rng(0).normal(size=(3, 4, 5))
 def test_every_cause_has_a_kind_in_the_table():
     used = {
         node.args[0].value
-        for module in (relations, support, hypotheses)
+        for module in (relations, support, hypotheses, paths)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Cause"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Cause", "Mistake")
     }
     assert used == set(KINDS)
 

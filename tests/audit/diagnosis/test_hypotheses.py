@@ -1,10 +1,13 @@
 """A bug that is the same mistake in other inputs is found by making that mistake on purpose."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from backhand.audit.diagnosis import diagnose
 from backhand.audit.diagnosis.pair import Context
+from backhand.audit.result import Cause
 
 RNG = np.random.default_rng(0)
 INPUTS = {
@@ -73,6 +76,35 @@ def test_a_mistake_in_what_comes_in_is_named(path, wrong, kind, text):
     cause = diagnose(wrong[path], TRUTH[path], context=CONTEXT, path=path)
     assert cause.kind == kind
     assert text in cause.message
+
+
+def test_an_input_that_is_off_by_one_between_its_axes_is_another_padding():
+    x, dy = RNG.normal(size=(2, 5, 3)), RNG.normal(size=(3, 2, 5, 4))
+
+    def of_weights(inputs, errors):
+        return {"w": np.einsum("bti,sbto->sio", inputs["x"], errors["y"])}
+
+    context = Context(batch=2, inputs={"x": x}, errors={"y": dy}, vjp=of_weights)
+    moved = np.concatenate([0 * x[:, :1], x[:, :-1]], 1)
+    wrong, right = of_weights({"x": moved}, {"y": dy})["w"], of_weights({"x": x}, {"y": dy})["w"]
+    cause = diagnose(wrong, right, context=context, path="w")
+    assert cause.kind == "padding"
+    assert "`x` off by +1 along its axis 1: another padding" in cause.message
+
+
+def test_of_mistakes_on_one_path_the_sum_is_named_then_what_names_an_argument():
+    def without_scale(inputs, errors):
+        return vjp({**inputs, "scale": np.array([1.0, 0.0, 2.0])}, errors)
+
+    wrong = without_scale(INPUTS, ERRORS)["x"]
+    path, named, sums = (
+        Cause(*pair) for pair in (("path", "`tanh`"), ("path", "`w`"), ("sum", ""))
+    )
+    for known, expected in [((path, named, sums), sums), ((path, named), named), ((path,), path)]:
+        ways = [(Cause("path", "another"), vjp), *((cause, without_scale) for cause in known)]
+        made = [(cause, way(INPUTS, ERRORS), way) for cause, way in ways]
+        context = dataclasses.replace(CONTEXT, mistakes=lambda made=made: made)
+        assert diagnose(wrong, TRUTH["x"], context=context, path="x") == expected
 
 
 def test_a_sum_over_the_wrong_axis_is_named():

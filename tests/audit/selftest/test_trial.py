@@ -49,6 +49,14 @@ def test_a_bug_of_structure_is_a_fault_of_its_leaf(trial):
         assert wrong[F64].faults == {"offset"}
 
 
+def test_a_mistake_in_an_equation_of_the_reference_is_a_bug(trial):
+    wrong = trial.wrong(BUGS["a sum taken for a constant"], trial.sites[0])
+    for dtype in (F32, F64):
+        off = np.abs(wrong[dtype].leaves[0] - trial.right[dtype].leaves[0])
+        assert off.max() > 0.01
+        assert not wrong[dtype].faults
+
+
 def test_other_seeds_are_other_points(trial):
     first, second = (trial.at(F64, seed) for seed in (0, 1))
     assert not np.array_equal(first.arguments[0], second.arguments[0])

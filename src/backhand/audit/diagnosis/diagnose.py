@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from backhand.audit.diagnosis import relations, support
-from backhand.audit.diagnosis.hypotheses import hypotheses
+from backhand.audit.diagnosis.hypotheses import hypotheses, mistakes
 from backhand.audit.diagnosis.pair import Context, Pair
 from backhand.audit.result import Cause
 
@@ -40,6 +40,10 @@ KINDS: Mapping[str, str] = {
     "input ignored": "A mask or a factor is not applied.",
     "identity": "dy itself is missing or too much: the way around, as in x + f(x).",
     "setting": "The gradient with another setting than the forward's.",
+    "padding": "The gradient with an input off by one along an axis: another padding or step.",
+    "sum": "What comes back through a sum, a mean or a largest is left out: taken for a constant.",
+    "path": "One of the paths through an argument is missing.",
+    "step": "In a loop, a number of another step: the state of the wrong step.",
     "slices": "Each slice along an axis has a factor of its own.",
     "local": "Each element has a factor of its own, whatever the cotangent: another derivative.",
     "nonlinear": "Not a linear function of dy.",
@@ -66,6 +70,7 @@ DETECTORS: tuple[Callable[[Pair], Cause | None], ...] = (
     hypotheses,
     relations.broadcast,
     relations.offset,
+    mistakes,
     relations.dropped,
     relations.local,
     relations.imprecise,

@@ -21,6 +21,8 @@ def hypotheses(pair: Pair) -> Cause | None:
     for first in (_identity, _other_axes):
         if (cause := first(pair)) is not None:
             return cause
+    if (cause := _off_by_one(pair)) is not None:
+        return cause
     for cause, inputs, errors in _changes(pair):
         if pair.explains(context.vjp(inputs, errors)[pair.path]):
             return cause
@@ -28,6 +30,27 @@ def hypotheses(pair: Pair) -> Cause | None:
         if pair.explains(vjp(context.inputs, context.errors)[pair.path]):
             return Cause("setting", f"the gradient with `{name}`: the setting is not used")
     return None
+
+
+def mistakes(pair: Pair) -> Cause | None:
+    """The mistake in the reverse of one of the reference's equations that gives ours.
+
+    All that lie on one path give the same: a sum is what is most easily forgotten, and the path by
+    way of another argument says more than that of an operation.
+    """
+    wrong = float(np.linalg.norm(pair.difference[0]))
+    found: list[Cause] = []
+    for cause, first, vjp in pair.context.mistakes():
+        near = np.linalg.norm(pair.ours[0] - first[pair.path][0]) <= 0.1 * wrong
+        if near and pair.explains(vjp(pair.context.inputs, pair.context.errors)[pair.path]):
+            found.append(cause)
+    names = [f"`{path}`" for path in pair.context.inputs]
+
+    def rank(cause: Cause) -> int:
+        named = any(name in cause.message for name in names)
+        return 0 if cause.kind == "sum" else 1 if named else 2
+
+    return min(found, key=rank, default=None)
 
 
 def _identity(pair: Pair) -> Cause | None:
@@ -64,6 +87,33 @@ def _other_axes(pair: Pair) -> Cause | None:
                     "broadcast", f"{what} is summed over axis {over}, and should be over {needed}"
                 )
     return None
+
+
+def _off_by_one(pair: Pair) -> Cause | None:
+    """Whether an input is off by one along an axis between its first and last, as by a padding."""
+    vjp, inputs, errors = pair.context.vjp, pair.context.inputs, pair.context.errors
+    if vjp is None:
+        return None
+    for path, x in inputs.items():
+        for axis in range(1, x.ndim - 1) if x.dtype.kind == "f" else ():
+            for by in (1, -1):
+                found = vjp({**inputs, path: _shift(x, by, axis)}, errors)[pair.path]
+                if path == pair.path:
+                    found = _shift(found, -by, axis + 1)
+                if pair.explains(found):
+                    return Cause(
+                        "padding",
+                        f"the gradient with `{path}` off by {by:+d} along its axis {axis}: another "
+                        "padding, or the number of another step",
+                    )
+    return None
+
+
+def _shift(x: np.ndarray, by: int, axis: int) -> np.ndarray:
+    """Moved along an axis, zero where nothing comes."""
+    moved = np.roll(x, by, axis)
+    np.moveaxis(moved, axis, 0)[slice(by) if by > 0 else slice(by, None)] = 0
+    return moved
 
 
 def _subsets(ndim: int) -> Iterator[tuple[int, ...]]:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+
+from backhand.audit.result import Cause
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -25,6 +27,8 @@ class Context:
         errors: the cotangents of the outputs by path, (S, *shape).
         vjp: `(inputs, errors) -> cotangents by path` of the reference, to try hypotheses with.
         alternatives: references with another setting, by "eps=0", as `vjp`.
+        mistakes: gives causes, each with what the reference gives under the first error if there is
+            that mistake in its reverse, and with that reference as `vjp`.
     """
 
     batch: int | None = None
@@ -36,6 +40,9 @@ class Context:
     vjp: Callable[[Arrays, Arrays], Arrays] | None = None
     alternatives: Mapping[str, Callable[[Arrays, Arrays], Arrays]] = dataclasses.field(
         default_factory=dict
+    )
+    mistakes: Callable[[], Sequence[tuple[Cause, Arrays, Callable[[Arrays, Arrays], Arrays]]]] = (
+        lambda: ()
     )
 
 

@@ -210,6 +210,41 @@ def _of_last_call(right: Backward, site: Site) -> Backward | None:
     return wrong
 
 
+def _mistaken(kind: str, mistake: str, causes: str) -> Bug:
+    """The reverse of the row's reference, with a mistake in one of its equations."""
+    return Bug(
+        kind, frozenset(causes.split(", ")), lambda right, site: site.mistaken(mistake), whole=True
+    )
+
+
+def _input_shifted(right: Backward, site: Site) -> Backward:
+    """An input that is kept is off by one along its second axis, as by another padding."""
+
+    def wrong(arguments: tuple[PyTree, ...], residuals: Residuals, dy: PyTree) -> Cotangents:
+        inputs = [
+            x
+            for x in jax.tree.leaves(arguments)
+            if floats(x) and x.ndim > 3 and x.shape[0] == site.batch
+        ]
+        if len(inputs) != 1:  # attention has several, and no padding
+            return right(arguments, residuals, dy)
+
+        def leaf(x: Any) -> Any:
+            kept = floats(x) and any(x.shape == own.shape and (x == own).all() for own in inputs)
+            return border_lost(library(x).roll(x, 1, 1)) if kept else x
+
+        return right(arguments, jax.tree.map(leaf, residuals), dy)
+
+    return wrong
+
+
+def border_lost(x: Any) -> Any:
+    """The first slice along the second axis is zero."""
+    keep = np.ones((1, x.shape[1], *[1] * (x.ndim - 2)))
+    keep[:, :1] = 0
+    return x * library(x).asarray(keep, x.dtype)
+
+
 # The structure of the result ----------------------------------------------------------------------
 
 
@@ -290,6 +325,10 @@ _ALL: tuple[Bug, ...] = (
     ),
     Bug("residuals of another batch", frozenset({"local", "slices"}), _stale, whole=True),
     _of_residuals("a residual lost", "zero, input ignored, local, slices, dropped", _residual_lost),
+    _mistaken("a sum taken for a constant", "sum", "sum, path, zero, dropped, local"),
+    _mistaken("one path left out", "path", "path, sum, zero, identity, local, output ignored"),
+    _mistaken("the state of the wrong step", "step", "step, padding, rolled"),
+    Bug("another padding", frozenset({"padding", "rolled", "zero"}), _input_shifted, whole=True),
     Bug("a setting ignored", frozenset({"setting", "local", "nearly"}), _with_defaults, whole=True),
 )
 

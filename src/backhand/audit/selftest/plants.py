@@ -28,6 +28,8 @@ class Site:
         other: residuals of another batch; None where there are none.
         defaults: the right pass with its op's default settings; None where it has them.
         dys: the errors of the calls, in order.
+        mistaken: the pass with a mistake of a kind of `backhand.audit.paths`; None where it has
+            none.
     """
 
     place: tuple[int, int]
@@ -37,6 +39,7 @@ class Site:
     other: Residuals = None
     defaults: Backward | None = None
     dys: Sequence[PyTree] = ()
+    mistaken: Callable[[str], Backward | None] = lambda kind: None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,9 +12,11 @@ import numpy as np
 from backhand.arrays import is_floating
 from backhand.audit.accuracy import context
 from backhand.audit.diagnosis.pair import Context
+from backhand.audit.paths import NONE, Mistakes
 from backhand.audit.runs import Runs, compiled
 from backhand.audit.selftest.plants import Backward, Bug, Cotangents, Site
 from backhand.audit.settings import of_row
+from backhand.audit.subject import Leaves
 from backhand.audit.subjects import subject_of
 from backhand.catalogue.row import Row
 from backhand.visit import PyTree, Residuals
@@ -163,8 +165,42 @@ class Trial:
             other=self.at(dtype, self.seed + 1).residuals,
             dys=self.at(dtype).dys,
             defaults=defaults and (lambda *given: _host(defaults(*given))),
+            mistaken=self._mistaken,
         )
         return bug.plant(right or self.backward, equipped)
+
+    @functools.cached_property
+    def _mistakes(self) -> tuple[Mistakes, Any]:
+        """The reference with mistakes, and its reverse `(number, own, rest, dy) -> cotangents`."""
+        assert self.subject.reference is not None
+        made = Mistakes(self.subject.reference, self.subject.array_paths)
+
+        def reverse(number: Any, own: Leaves, rest: Leaves, dy: Leaves) -> Leaves:
+            chosen = functools.partial(made, number)
+            return dataclasses.replace(self.subject, reference=chosen).automatic(own, rest, dy)[1]
+
+        return made, compiled(reverse)
+
+    def _mistaken(self, kind: str) -> Backward | None:
+        """The pass with the last mistake of a kind; None for a row with settings of its own."""
+        if self.row.settings:
+            return None
+        made, reverse = self._mistakes
+        subject = self.subject
+
+        def wrong(arguments: tuple[PyTree, ...], residuals: Residuals, dy: PyTree) -> Cotangents:
+            leaves = jax.tree.leaves(arguments)
+            own = [leaves[place] for place in subject._places]
+            rest = [leaves[p] for p in subject._arrays if p not in subject._places]
+            errors = [e for e in map(jnp.asarray, jax.tree.leaves(dy)) if is_floating(e)]
+            given = (own, rest, errors)
+            if not made.known:
+                reverse(NONE, *given)
+            numbers = [n for n, mistake in enumerate(made.known) if mistake.kind == kind]
+            found = reverse(numbers[-1] if numbers else NONE, *given)
+            return subject.rebuild(_host(found), [None] * len(rest))
+
+        return wrong
 
     def _known(self, dtype: np.dtype) -> Backward:
         """The right pass; what it gives at the point itself is known."""
