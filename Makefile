@@ -56,13 +56,13 @@ define install
 @touch $@
 endef
 
-# $(call run-tests,directory)
+# $(call run-tests,directory,options of pytest)
 define run-tests
 @$(1)/bin/python -c "import sys, jax; print('Python', sys.version.split()[0] + ', jax', jax.__version__)"
 $(1)/bin/ruff check .
 $(1)/bin/ruff format --check .
 $(1)/bin/mypy
-$(1)/bin/python -m pytest $(PYTEST_ARGS)
+$(1)/bin/python -m pytest $(2) $(PYTEST_ARGS)
 endef
 
 help: ## Show this list
@@ -76,7 +76,7 @@ test: $(VENV)/.ready-test ## Lint, types and tests on the oldest Python found
 	$(call run-tests,$(VENV))
 
 test-newest: $(NEWEST_VENV)/.ready-test ## The same on the newest Python found (3.13 or newer)
-	$(call run-tests,$(NEWEST_VENV))
+	$(call run-tests,$(NEWEST_VENV),-m "not oldest_only")
 
 bench: $(VENV)/.ready-bench ## Benchmarks against jax.grad and other libraries
 	$(VENV)/bin/python -m benchmarks.foundation

@@ -1,4 +1,4 @@
-"""Fixtures that any test may ask for."""
+"""Fixtures that any test may ask for, and which tests run on one version alone."""
 
 import contextlib
 
@@ -7,6 +7,14 @@ import jaxtyping
 import pytest
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Drawn examples are many programs to compile, and show the same on any version of JAX."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("oldest_only")
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def group_of(objective, params, batch, micro_batches):
     return grouping(params, like)
 
 
+@pytest.mark.oldest_only
 @pytest.mark.parametrize(("micro_batches", "nonfinite"), [(2, "keep"), (23, "keep"), (5, "drop")])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_gets_the_whole_batch_gradient(x64, name, micro_batches, nonfinite):

@@ -12,6 +12,7 @@ from backhand.catalogue import ROWS
 from backhand.contributions import Many, Outer, Rows, Total, total
 from tests.conformance.checks import (
     DISTINCT,
+    FIRST,
     NAMES,
     automatic,
     distance,
@@ -58,9 +59,11 @@ def worse_than_automatic(row, dtype):
     ]
 
 
+@pytest.mark.oldest_only
 @pytest.mark.parametrize("row", DISTINCT, ids=repr)
 def test_no_cotangent_is_further_from_the_truth_than_the_automatic_one(row):
-    found = {dtype.__name__: worse_than_automatic(row, dtype) for dtype in LOW}
+    dtypes = LOW if row in FIRST else LOW[-1:]
+    found = {dtype.__name__: worse_than_automatic(row, dtype) for dtype in dtypes}
     assert not any(found.values()), found
 
 

@@ -34,6 +34,7 @@ def test_every_leaf_of_every_cotangent_is_that_of_the_reference(row):
     assert faults(row) == []
 
 
+@pytest.mark.oldest_only
 @pytest.mark.parametrize(("row", "edge"), EDGES, ids=repr)
 def test_one_example_and_one_feature_are_no_exception(row, edge):
     assert faults(row, **edge) == []
@@ -48,6 +49,7 @@ def test_an_empty_batch_gives_no_blame_to_any_parameter(row, edge):
     assert all(not leaf.any() for leaf in cotangents.values())
 
 
+@pytest.mark.oldest_only
 @pytest.mark.parametrize("row", FIRST, ids=repr)
 def test_jax_grad_of_the_call_runs_the_hand_written_backward(row):
     """And the gradient of that gradient is the reference's: rules are differentiable themselves."""

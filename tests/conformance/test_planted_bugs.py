@@ -12,6 +12,8 @@ from backhand.contributions import Outer, Total
 from tests.conformance.checks import faults
 from tests.conformance.test_dtypes import worse_than_automatic
 
+pytestmark = pytest.mark.oldest_only
+
 ops, losses = bh.ops, bh.losses
 
 

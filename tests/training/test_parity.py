@@ -87,6 +87,7 @@ def trained(optimizer, gradients, **settings):
     return (state.params, state.opt_state), metrics
 
 
+@pytest.mark.oldest_only
 @pytest.mark.parametrize(("rule", "schedule"), PAIRS, ids=[" with ".join(pair) for pair in PAIRS])
 def test_hand_written_gradients_train_as_automatic_ones_do(x64, rule, schedule):
     make, peak = RULES[rule]
