@@ -52,3 +52,12 @@ def test_the_best_step_is_the_one_with_fewest_false_alarms():
     rival.alarms.update({("float32", None): 5, ("float32", 1e-3): 2, ("float32", 1e-2): 2})
     rival.alarms["float32", 1e-1] = 3
     assert rival.best("float32") == 1e-3
+
+
+def test_two_merge_into_that_of_all(linear):
+    one, other = Rival(), Rival()
+    one.add(linear, turn=0)
+    other.add(linear, turn=0)
+    one.merge(other)
+    assert one.correct == {"float32": 2, "float64": 2}
+    assert one.bugs == {place: (2 * a, 2 * b) for place, (a, b) in other.bugs.items()}

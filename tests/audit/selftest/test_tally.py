@@ -88,3 +88,14 @@ def test_the_counts_by_dtype_and_kind_are_ready_for_json():
             "causes": {"sign": 1},
         }
     ]
+
+
+def test_two_tallies_merge_into_that_of_all():
+    both = tally_of(NAMED, MISSED, right=[True])
+    both.audit("ops.tanh()", ["taylor wrong"])
+    more = tally_of(UNNAMED, right=[False])
+    both.merge(more)
+    every = tally_of(NAMED, MISSED, UNNAMED, right=[True, False])
+    every.audit("ops.tanh()", ["taylor wrong"])
+    assert both.to_dict() == every.to_dict()
+    assert (both.missed, both.unnamed) == (every.missed, every.unnamed)

@@ -43,6 +43,15 @@ class Rival:
         self.alarms: collections.Counter[Setting] = collections.Counter()
         self.bugs: dict[tuple[str, str, float | None], tuple[int, int]] = {}
 
+    def merge(self, other: "Rival") -> None:
+        """Counts what another has counted."""
+        self.left_out += other.left_out
+        self.correct.update(other.correct)
+        self.alarms.update(other.alarms)
+        for place, (planted, caught) in other.bugs.items():
+            before = self.bugs.get(place, (0, 0))
+            self.bugs[place] = before[0] + planted, before[1] + caught
+
     def add(self, trial: Trial, turn: int = 0) -> None:
         """A row at one size: the right pass at every step, and some bugs, others every turn."""
         if not passes(trial, F64):

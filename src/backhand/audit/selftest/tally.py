@@ -82,6 +82,19 @@ class Tally:
         elif outcome.cause is None or outcome.cause.kind not in causes:
             self.unnamed.append(f"{dtype}, {kind} in {where}: {outcome.cause}")
 
+    def merge(self, other: "Tally") -> None:
+        """Counts what another has counted."""
+        for place, count in other.kinds.items():
+            own = self.kinds.setdefault(place, Count())
+            for name, value in vars(count).items():
+                setattr(own, name, getattr(own, name) + value)
+        self.correct += other.correct
+        for dtype, alarms in other.alarms.items():
+            self.alarms.setdefault(dtype, []).extend(alarms)
+        self.audits += other.audits
+        for name in ("failed", "missed", "unnamed"):
+            getattr(self, name).extend(getattr(other, name))
+
     def totals(self, dtype: str) -> dict[str, int]:
         """All counts of a dtype."""
         own = [count for (other, _), count in self.kinds.items() if other == dtype]
