@@ -215,5 +215,5 @@ def test_parameters_of_another_model_are_refused(unchecked):
     params = named.init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="2 entries; got a dict of a, b"):
         placed(params, x)
-    with pytest.raises(ValueError, match="a dict of a, b; got tuple"):
+    with pytest.raises(ValueError, match="a dict of a, b; got a tuple of 2"):
         named(placed.init(jax.random.key(0), x), x)
