@@ -23,9 +23,7 @@ def test_every_row_takes_the_sizes_that_it_is_audited_at(row):
 
 
 def test_a_verdict_that_fails_right_passes_is_noticed(monkeypatch):
-    monkeypatch.setattr(
-        "backhand.audit.selftest.run.correct", lambda trial, dtype, seed: False
-    )
+    monkeypatch.setattr("backhand.audit.selftest.run.correct", lambda trial, dtype, seed: False)
     row = next(row for row in ROWS if row.subject is ops.tanh)
     tally, _ = selftest([row], quick=True)
     assert any("right passes fail" in failure for failure in tally.failures)
