@@ -29,7 +29,7 @@ def combine(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -
             does not add up over uses of a parameter, such as square norms.
 
     Example:
-        >>> import backhand as bh
+        >>> import backhand as bh, jax, jax.numpy as jnp
         >>> model = bh.dense(1)
         >>> squared = bh.objective(model, bh.losses.mean_squared_error)
         >>> absolute = bh.objective(model, bh.losses.mean_absolute_error)
