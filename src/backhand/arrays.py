@@ -49,14 +49,14 @@ def is_floating(x: Array | jax.ShapeDtypeStruct) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
-def explicit_sharding(like: Array) -> NamedSharding | None:
+def explicit_sharding(like: Array | jax.ShapeDtypeStruct) -> NamedSharding | None:
     """The sharding of `like` where its mesh has explicit axes; None where the compiler decides."""
     sharding = jax.typeof(like).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def zeros_like(x: Array, dtype: DTypeLike) -> Array:
-    """Zeros of the shape and sharding of `x`.
+def zeros_like(x: Array | jax.ShapeDtypeStruct, dtype: DTypeLike) -> Array:
+    """Zeros of the shape and sharding of `x`, an array or what describes one.
 
     JAX 0.12's own forget an explicit mesh outside of `jax.set_mesh`, where `x` is replicated.
     """

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import AxisType, NamedSharding
 from jax.typing import DTypeLike
 
 from backhand.arrays import accumulation_dtype, is_floating, zeros_like
@@ -239,11 +238,7 @@ def all_finite(tree: PyTree) -> Array:
 
 def zeros(like: Any, dtype: DTypeLike) -> Array:
     """Where a sum begins: in `dtype`, or float64 where its terms are."""
-    start = jnp.zeros(like.shape, _sums_in(like, dtype), device=like.sharding)
-    # JAX 0.12 forgets an explicit mesh that the zeros are replicated on.
-    named = isinstance(like.sharding, NamedSharding)
-    explicit = named and AxisType.Explicit in like.sharding.mesh.axis_types
-    return jax.sharding.reshard(start, like.sharding) if explicit else start
+    return zeros_like(like, _sums_in(like, dtype))
 
 
 def _sums_in(like: Any, dtype: DTypeLike) -> DTypeLike:

@@ -208,7 +208,7 @@ def test_bad_input_is_one_sentence_before_anything_compiles(unchecked, nothing_c
         error = refused(
             TypeError, "tree and the shapes of", jnp.sum, jnp.sum, X, returns="gradient"
         )
-        assert isinstance(error.__cause__, ValueError)
+        assert isinstance(error.__context__, ValueError)
         refused(TypeError, "must return a pair", jnp.sin, jnp.sin, X, returns="value and gradient")
         refused(TypeError, "complex64", jnp.fft.fft, jnp.fft.fft, X)
         tree = {"w": X}
@@ -229,4 +229,4 @@ def test_bad_input_is_one_sentence_before_anything_compiles(unchecked, nothing_c
             jnp.sin,
             X,
         )
-        assert "Pure callbacks" in str(callback.__cause__)
+        assert "Pure callbacks" in str(callback.__context__)

@@ -1,5 +1,7 @@
 """Bad input: one sentence that says what to do, and the original error behind it."""
 
+import traceback
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +114,8 @@ def test_what_cannot_be_audited_is_refused_in_one_sentence(name, unchecked, noth
         bh.check(*args)
     assert "\n" not in str(caught.value)
     if name in ("a callback", "a loop", "wrong shapes", "a leaked tracer", "a rule of too few"):
-        assert caught.value.__cause__ is not None
+        assert caught.value.__context__ is not None
+        assert "direct cause" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_reference_must_give_the_same_tree_and_shapes(unchecked, nothing_compiles):

@@ -5,7 +5,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import backhand as bh
 from backhand.audit.properties import (
@@ -15,7 +14,6 @@ from backhand.audit.properties import (
     properties,
     purity,
     second,
-    structure,
     vmap,
 )
 from backhand.audit.runs import Runs
@@ -49,51 +47,6 @@ def test_a_right_rule_has_every_property():
     findings = properties(runs(rule(right)))
     assert all(finding.passed and not finding.skipped for finding in findings), findings
     assert len(findings) == 7
-
-
-@pytest.mark.parametrize(
-    ("change", "path", "message"),
-    [
-        (lambda dx, dw: (dx, dw[None]), "w", r"shape (1, 3), not its own (3,)"),
-        (
-            lambda dx, dw: (dx.astype(jnp.bfloat16), dw),
-            "x",
-            "given float32, its cotangent is bfloat16",
-        ),
-        (lambda dx, dw: (dx,), "", "1 cotangent for 2 arguments"),
-        (lambda dx, dw: (dx, {"w": dw}), "w", "is a dict, no array"),
-    ],
-)
-def test_cotangents_of_another_kind_are_named(change, path, message):
-    wrong = runs(rule(lambda saved, dy: change(*right(saved, dy))))
-    findings = list(structure(wrong))
-    assert any(f.path == path and message in f.message for f in findings), findings
-    assert not any(f.passed for f in findings)
-
-
-def test_an_integer_has_no_cotangent():
-    def take(table, ids):
-        return table[ids]
-
-    def backward(saved, dy):
-        return jnp.zeros_like(saved[0]).at[saved[1]].add(dy), saved[1]
-
-    function = rule(backward, lambda table, ids: (table[ids], (table, ids)), take)
-    finding = one(structure, function, normal(0, 5, 2), labels(0, 5, 3))
-    assert (finding.path, finding.passed) == ("ids", False)
-    assert "it is int32 and has a cotangent" in finding.message
-
-
-def test_a_rule_in_float32_alone_is_found_in_bfloat16():
-    def backward(saved, dy):
-        return tuple(leaf.astype(jnp.float32) for leaf in right(saved, dy))
-
-    messages = [finding.message for finding in structure(runs(rule(backward)))]
-    assert messages == ["given bfloat16, its cotangent is float32"] * 2
-
-
-def test_a_plain_function_has_no_rule_to_see():
-    assert one(structure, lambda x, w: x * w[None]).skipped
 
 
 def test_an_empty_batch_has_a_gradient():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import backhand as bh
-from tests.support import assert_close, labels, normal
+from tests.support import assert_close, labels, normal, temporary_bytes
 
 SOFTMAX, SIGMOID = bh.losses.softmax_cross_entropy, bh.losses.sigmoid_cross_entropy
 
@@ -118,3 +118,16 @@ def test_what_is_no_classification_is_refused(unchecked, nothing_compiles):
         for loss, targets in ((SOFTMAX, shape((3,), "int32")), (SIGMOID, shape((3, 4), "int32"))):
             with pytest.raises(ValueError, match=r"label_smoothing in \[0, 1\], got 1.5"):
                 jax.eval_shape(loss.bind(label_smoothing=1.5), x, targets)
+
+
+def test_all_of_the_smoothing_is_spread_whatever_the_label():
+    logits = jnp.array([[0.0, 0.0, -jnp.inf]])
+    total, _ = SOFTMAX(logits, jnp.array([2]), label_smoothing=1.0)
+    assert total == jnp.inf  # as for any label: the impossible class has its share
+
+
+def test_the_way_back_keeps_no_array_of_logits():
+    """Beside the error itself, which is a result."""
+    logits, known = normal(0, 256, 512), labels(1, 512, 256)
+    kept = temporary_bytes(jax.value_and_grad(lambda x: SOFTMAX(x, known)[0]), logits)
+    assert kept < logits.nbytes / 8

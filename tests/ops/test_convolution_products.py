@@ -84,3 +84,18 @@ def test_any_windows_give_the_sums_over_all_that_meet(problem):
     with jax.enable_x64(True), quickly():
         for found in COMPILED(x, w, y, windows):
             assert_close(found, jax.tree.map(jnp.asarray, expected))
+
+
+def test_both_ways_back_together_are_those_apart(x64, monkeypatch):
+    monkeypatch.setattr(convolution_products, "SMALL", 0)
+    monkeypatch.setattr(convolution_products, "MANY", 0)
+    windows = Geometry((1, 1), ((1, 1), (0, 2)), (1, 1), 1)
+    x, w = normal(0, 16, 6, 7, 3), normal(1, 3, 3, 3, 4)
+    y = normal(2, 16, *windows.places((6, 7), (3, 3)), 4)
+    assert convolution_products._together_on_cpu(x, y, w, windows)
+    together = jax.jit(convolution_products.scatter_and_weights, static_argnums=3)(x, y, w, windows)
+    apart = (
+        convolution_lax.scatter(y, w, windows, (6, 7)),
+        convolution_lax.weights(x, y, windows, (3, 3)),
+    )
+    assert_close(together, apart)

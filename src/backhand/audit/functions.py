@@ -222,7 +222,7 @@ def _runnable(way: Way, subject: Subject, own: Leaves, rest: Leaves, dy: Leaves)
 
 def _asks_for_numpy(error: TypeError) -> bool:
     """Whether a function cannot be traced because it makes NumPy's arrays, or changes its own."""
-    cause = error.__cause__
+    cause = error.__context__
     arrays = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
     return isinstance(cause, arrays) or "item assignment" in str(cause)
 

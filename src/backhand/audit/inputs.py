@@ -123,7 +123,7 @@ def check_takes(function: Callable[..., Any], count: int, what: str) -> None:
     try:
         signature.bind(*range(count))
     except TypeError as error:
-        raise TypeError(f"{what}: {error}") from error
+        raise TypeError(f"{what}: {error}") from None
 
 
 def arrays_alone(what: str, y: PyTree) -> PyTree:
@@ -167,12 +167,12 @@ def shapes(what: str, function: Callable[..., Result], *args: Any, given: str = 
             f"{what} cannot be traced: it needs the number itself, as `if`, `float` and NumPy do"
             f"{raised_at(error)}; use jnp.where, lax.cond or jnp's functions, or give what decides "
             "as a plain Python value"
-        ) from error
+        ) from None
     except jax.errors.NonConcreteBooleanIndexError as error:
         raise TypeError(
             f"{what} cannot be traced: how many elements a boolean index takes is not known before "
             f"it runs{raised_at(error)}; use jnp.where(mask, x, 0)"
-        ) from error
+        ) from None
     except RefusedError:
         raise
     except Exception as error:
@@ -181,14 +181,14 @@ def shapes(what: str, function: Callable[..., Result], *args: Any, given: str = 
             raise TypeError(
                 f"{what} is not differentiable: {first_sentence(error)}; give it a rule with "
                 "jax.custom_vjp"
-            ) from error
+            ) from None
         if text.startswith("Custom VJP bwd rule"):
             raise TypeError(
                 f"{what} has a backward rule that does not give one cotangent for each argument, "
                 "of its tree, shape and dtype; bh.check names which is not"
-            ) from error
+            ) from None
         place = raised_at(error) or (given and f"; it is given {given}")
-        raise TypeError(f"{what} does not run: {first_sentence(error)}{place}") from error
+        raise TypeError(f"{what} does not run: {first_sentence(error)}{place}") from None
 
 
 def output_shapes(
@@ -207,11 +207,11 @@ def no_side_effects(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.UnexpectedTracerError as error:
+    except jax.errors.UnexpectedTracerError:
         raise SideEffectError(
             f"{what} has a side effect: it uses a traced value of an earlier call; return the "
             "value instead, and give it as an argument where it is needed again"
-        ) from error
+        ) from None
 
 
 def check_leaks(what: str, function: Callable[..., Any], *args: Any) -> None:
@@ -228,7 +228,7 @@ def check_leaks(what: str, function: Callable[..., Any], *args: Any) -> None:
             raise SideEffectError(
                 f"{what} has a side effect: it keeps a traced value outside of the function; "
                 "return the value instead, and give it as an argument where it is needed again"
-            ) from error
+            ) from None
 
 
 def fresh(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from backhand.arrays import is_floating
 from backhand.audit.dtypes import programs
 from backhand.audit.gradient import Rounding, judge, spared
 from backhand.audit.inputs import first_sentence, fresh
 from backhand.audit.result import Finding
 from backhand.audit.runs import COTANGENTS, Runs, compiled
-from backhand.audit.subject import Leaves, floating_leaves
-from backhand.protocol import Op
+from backhand.audit.structure import structure
+from backhand.audit.subject import Leaves
 
 MOST_EAGER = 100
 """Equations that are worth running one by one: each compiles on its own."""
@@ -41,63 +40,6 @@ def properties(runs: Runs, right: bool = True) -> list[Finding]:
             why = f"it cannot be tried: {first_sentence(error)}"
             findings.append(Finding(name, "", True, why, skipped=True))
     return findings
-
-
-def structure(runs: Runs) -> Iterator[Finding]:
-    """Shapes, dtypes and trees of the cotangents, as the rule itself gives them."""
-    if runs.subject.rule is None:
-        why = "JAX itself gives the cotangents their shapes and dtypes; there is no rule to see"
-        yield Finding("structure", "", True, why, skipped=True)
-        return
-    faults = structure_faults(runs) or _refusal(runs)
-    for path, message in faults:
-        yield Finding("structure", path, False, message)
-    if not faults:
-        right = "every cotangent has the shape and dtype of its primal; integers and keys have none"
-        yield Finding("structure", "", True, right)
-
-
-def _refusal(runs: Runs) -> list[tuple[str, str]]:
-    """Why `jax.vjp` does not take a rule that runs by itself, as for residuals of text."""
-    if not isinstance(runs.subject.function, Op | jax.custom_vjp):
-        return []  # JAX runs the forward of a layer, not the rule
-    own, rest = runs.subject.shaped(jnp.float32)
-
-    def gradient(own: Leaves, rest: Leaves) -> Any:
-        function, rebuild = runs.subject.function, runs.subject.rebuild
-        y, pull = jax.vjp(lambda own: floating_leaves(function(*rebuild(own, rest))), own)
-        return pull([jnp.ones_like(leaf) for leaf in y])
-
-    try:
-        jax.eval_shape(gradient, own, rest)
-    except Exception as error:
-        return [("", f"jax.grad does not take the rule: {first_sentence(error)}")]
-    return []
-
-
-def structure_faults(runs: Runs) -> list[tuple[str, str]]:
-    """By path, what is odd in the cotangents that the rule gives.
-
-    In float32, and in bfloat16 too if the subject computes in whatever it is given.
-    """
-    found: dict[tuple[str, str], None] = {}
-    for dtype in ("float32", "bfloat16") if runs.level == jnp.float64 else ("float32",):
-        own, rest = runs.subject.at(dtype)
-        seen: list[tuple[str, str]] = []
-
-        def trace(own: Leaves, rest: Leaves, seen: Any = seen) -> None:
-            y = jax.tree.leaves(runs.subject.function(*runs.subject.rebuild(own, rest)))
-            dy = [jnp.zeros_like(leaf) for leaf in y if is_floating(leaf)]
-            seen += runs.subject.reverse(own, rest, dy)[2]
-
-        try:
-            jax.eval_shape(trace, own, rest)
-        except Exception:
-            if dtype == "float32":
-                raise
-            continue
-        found |= dict.fromkeys(seen)
-    return list(found)
 
 
 def empty(runs: Runs) -> Iterator[Finding]:

@@ -123,9 +123,9 @@ class Runs:
                     raise
                 raise TypeError(
                     f"{name} has no reference that JAX can differentiate: {subject.note}, and "
-                    f"{first_sentence(error.__cause__ or error)}; give reference=plain_function, "
+                    f"{first_sentence(error.__context__ or error)}; give reference=plain_function, "
                     "which gives the same in plain JAX"
-                ) from error
+                ) from None
         try:
             self.refused = self._refused()
         except TypeError:

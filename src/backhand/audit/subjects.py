@@ -328,7 +328,7 @@ def bound(
         raise TypeError(
             f"{name}{_plainly(signature)} does not take {counted(len(arguments), 'argument')}: "
             f"{error}"
-        ) from error
+        ) from None
     if complete:
         given.apply_defaults()
         arguments = given.args

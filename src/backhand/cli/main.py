@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 results.append(result)
     except BadUsage as error:
         if args.traceback and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
+            traceback.print_exception(error.__cause__.__context__ or error.__cause__)
         more = "" if args.traceback or error.__cause__ is None else " (--traceback shows where)"
         print(f"backhand {args.command}: error: {error}{more}", file=sys.stderr)
         return BAD_USAGE

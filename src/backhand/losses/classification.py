@@ -25,6 +25,7 @@ from backhand.losses.common import (
     masked,
     need_predictions,
     pair,
+    softmax_error,
     target_error,
     weighted_sum,
     weighted_sum_backward,
@@ -164,8 +165,7 @@ def softmax_cross_entropy_backward(
     dlosses = jnp.where(inside(targets, z), dlosses, 0)[..., None]
     t = probabilities(targets, z, label_smoothing)
     whole = jnp.sum(t, -1, keepdims=True) if is_floating(targets) else 1
-    left_out = (dlosses == 0) & ~jnp.isfinite(sum_exp)  # asked once a position, not for each logit
-    dx = jnp.where(left_out, 0, jnp.exp(z) * masked(dlosses, whole / sum_exp))
+    dx = softmax_error(dlosses * whole, z, sum_exp)
     dx -= masked(dlosses, t) if is_floating(targets) else dlosses * t
     dt = masked(dlosses, (label_smoothing - 1) * (z - jnp.log(sum_exp)))
     return like_primal(dx, logits), target_error(dt, targets), dweights
@@ -178,8 +178,10 @@ def _losses(z: Array, sum_exp: Array, targets: Array, label_smoothing: float) ->
         t = probabilities(targets, z, label_smoothing)
         return -jnp.sum(jnp.where(t == 0, 0, t * (z - log_sum)), -1)
     labels = jnp.clip(targets, 0, z.shape[-1] - 1)[..., None]
-    losses = log_sum - (1 - label_smoothing) * jnp.take_along_axis(z, labels, -1)
-    if label_smoothing:
+    losses = log_sum
+    if label_smoothing < 1:  # 0 times a logit of -inf is no 0
+        losses -= (1 - label_smoothing) * jnp.take_along_axis(z, labels, -1)
+    if label_smoothing > 0:
         losses -= label_smoothing * jnp.mean(z, -1, keepdims=True)
     return jnp.where(inside(targets, z), losses[..., 0], jnp.nan)
 

@@ -57,6 +57,16 @@ def finite_top(x: Float[Array, "*positions V"]) -> Float[Array, "*positions 1"]:
     return jnp.where(jnp.isfinite(top), top, 0)
 
 
+def softmax_error(
+    w: Float[Array, "*positions 1"],
+    z: Float[Array, "*positions V"],
+    sum_exp: Float[Array, "*positions 1"],
+) -> Float[Array, "*positions V"]:
+    """w softmax(z), 0 where w is 0, as `masked`; asked once for a position, not for each z."""
+    left_out = (w == 0) & ~jnp.isfinite(sum_exp)
+    return jnp.where(left_out, 0, jnp.exp(z) * masked(w, 1 / sum_exp))
+
+
 def pair(name: str, predictions: Array, targets: Array) -> tuple[Array, Array]:
     """Predictions and targets of one shape, in the dtype that the loss runs in.
 

@@ -21,6 +21,7 @@ from backhand.losses.common import (
     finite_top,
     masked,
     pair,
+    softmax_error,
     target_error,
     weighted_sum,
     weighted_sum_backward,
@@ -92,9 +93,8 @@ def kl_divergence_backward(
     dlosses, dweights = weighted_sum_backward(losses, weights, dy)
     dlosses = dlosses[..., None]
     t = jnp.exp(given) if log_targets else given
-    blame = masked(dlosses, jnp.sum(t, -1, keepdims=True) / sum_exp)
-    left_out = (dlosses == 0) & ~jnp.isfinite(sum_exp)  # asked once a position, not for each logit
-    dx = jnp.where(left_out, 0, jnp.exp(x - top) * blame) - masked(dlosses, t)
+    whole = jnp.sum(t, -1, keepdims=True)
+    dx = softmax_error(dlosses * whole, x - top, sum_exp) - masked(dlosses, t)
     if log_targets:
         dt = masked(dlosses, jnp.where(t == 0, 0, t * (difference + 1)))
     else:

@@ -60,7 +60,8 @@ def hinge_forward(
     _check_margin("hinge", margin)
     x, t = pair("hinge", logits, targets)
     short = margin - (2 * t - 1) * x
-    total = weighted_sum("hinge", jnp.where(short <= 0, 0, short), weights)
+    losses = jnp.where(short <= 0, 0, short)  # a maximum has XLA on CPU store an array of zeros
+    total = weighted_sum("hinge", losses, weights)
     return total, (logits, targets, weights)
 
 

@@ -172,7 +172,8 @@ def _together_on_cpu(x: X, y: Y, w: W, windows: Geometry) -> bool:
     if _pointwise(kernel, windows) or x.dtype.itemsize < 4 or min(w.shape[-2:]) >= 128:
         return False
     by_rows = _weights_on_cpu(x, y, windows, kernel) is convolution_rows.weights
-    return by_rows and convolution_rows.of_both(x, w, windows) <= convolution_rows.most(x, y)
+    most = convolution_rows.most_of(x.size, y.size)
+    return by_rows and convolution_rows.one_example_back(x, w, windows) <= most
 
 
 def _chosen(everywhere: Product, on_cpu: Product, x: Array, w: Array) -> Array:

@@ -54,7 +54,7 @@ def correlate(x: X, w: W, windows: Geometry) -> Y:
         shifted = (moved(part, 1, top - by_rows * k, rows) for k, part in enumerate(parts))
         return functools.reduce(operator.add, shifted).astype(x.dtype)
 
-    most = min(TOGETHER, 3 * max(x.size, x.shape[0] * rows * columns * outputs) // 4)
+    most = most_of(x.size, x.shape[0] * rows * columns * outputs)
     return by_examples(run, x, max(1, most // one_example(x, w.shape[:2], outputs, windows)))
 
 
@@ -109,7 +109,7 @@ def scatter_and_weights(x: X, y: Y, w: W, windows: Geometry) -> tuple[X, W]:
         dx, new = block(*(lax.dynamic_slice_in_dim(array, start, size) for array in (x, y)))
         return dw + new, dx
 
-    size = block_size(x.shape[0], most(x, y) // of_both(x, w, windows))
+    size = block_size(x.shape[0], most_of(x.size, y.size) // one_example_back(x, w, windows))
     whole, rest = divmod(x.shape[0], size)
     zeros = varying(jnp.zeros((down * inputs, right * outputs), wide), x, y)
     starts = size * jnp.arange(whole, dtype=jnp.int32)
@@ -121,13 +121,13 @@ def scatter_and_weights(x: X, y: Y, w: W, windows: Geometry) -> tuple[X, W]:
     return dx, dw.reshape(down, inputs, right, outputs).swapaxes(1, 2)
 
 
-def most(x: X, y: Y) -> int:
-    """The elements that the products of an input and its output may read and give at a time."""
-    return min(TOGETHER, 3 * max(x.size, y.size) // 4)
+def most_of(*sizes: int) -> int:
+    """The elements that products of arrays of these sizes may read and give at a time."""
+    return min(TOGETHER, 3 * max(sizes) // 4)
 
 
-def of_both(x: X, w: W, windows: Geometry) -> int:
-    """The elements that `scatter_and_weights` reads and gives for one example."""
+def one_example_back(x: X, w: W, windows: Geometry) -> int:
+    """The elements that the products of `scatter_and_weights` read and give for one example."""
     (down, right), (inputs, outputs) = w.shape[:2], w.shape[2:]
     rows, columns = windows.places(x.shape[1:-1], (down, right))[0], x.shape[2]
     places = rows * (columns + sum(windows.padding[1]))

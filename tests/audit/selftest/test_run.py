@@ -1,5 +1,7 @@
 """The self-test as a function: its sizes, right passes that fail, and rows in several processes."""
 
+import dataclasses
+
 import pytest
 
 from backhand import ops
@@ -34,3 +36,9 @@ def test_several_processes_count_what_one_does():
     rows = [row for row in ROWS if row.subject in (ops.tanh, ops.relu)]
     (one, _), (two, _) = selftest(rows, quick=True), selftest(rows, quick=True, processes=2)
     assert one.to_dict() == two.to_dict()
+
+
+def test_rows_of_ones_own_are_taken_in_one_process():
+    own = dataclasses.replace(next(row for row in ROWS if row.subject is ops.tanh), name="mine")
+    with pytest.raises(ValueError, match=r"rows of the catalogue alone, got mine\(\)"):
+        selftest([own], processes=2)

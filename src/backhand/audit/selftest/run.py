@@ -68,6 +68,9 @@ def selftest(
 
     Returns:
         The counts, and those of `check_grads` on a sample.
+
+    Raises:
+        ValueError: for a row that is not the catalogue's, with several processes.
     """
     tally, rival, seen, turns = Tally(), Rival(), collections.Counter[str](), []
     for number, row in enumerate(rows):
@@ -77,7 +80,13 @@ def selftest(
         found = map(_of_row, rows, turns)
         _merge(tally, rival, rows, found, say)
         return tally, rival
-    places = [next(i for i, other in enumerate(ROWS) if other is row) for row in rows]
+    known = {id(row): place for place, row in enumerate(ROWS)}
+    if unknown := [repr(row) for row in rows if id(row) not in known]:
+        raise ValueError(
+            f"several processes take rows of the catalogue alone, got {', '.join(unknown)}; "
+            "leave out processes"
+        )
+    places = [known[id(row)] for row in rows]
     spawn = multiprocessing.get_context("spawn")  # threads of XLA do not survive a fork
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=spawn) as pool:
         _merge(tally, rival, rows, pool.map(_of_catalogue, places, turns), say)
