@@ -62,6 +62,10 @@ def test_a_label_that_does_not_exist_is_noticed_unless_it_has_no_weight(label):
         MULTI.check(jax.ShapeDtypeStruct((2, 3), "float32"), np.asarray(ids), None)
 
 
+def test_a_logit_that_is_no_number_is_noticed():
+    assert jnp.isnan(BINARY(jnp.array([jnp.nan, 2.0]), jnp.array([1, 1]))[0])
+
+
 def test_what_does_not_fit_is_refused(unchecked):
     shape = jax.ShapeDtypeStruct
     x = shape((3, 4), "float32")

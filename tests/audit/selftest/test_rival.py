@@ -58,6 +58,8 @@ def test_two_merge_into_that_of_all(linear):
     one, other = Rival(), Rival()
     one.add(linear, turn=0)
     other.add(linear, turn=0)
+    other.left_out, other.alarms["float32", None] = 2, 3
     one.merge(other)
+    assert (one.left_out, one.alarms["float32", None]) == (2, 3)
     assert one.correct == {"float32": 2, "float64": 2}
     assert one.bugs == {place: (2 * a, 2 * b) for place, (a, b) in other.bugs.items()}

@@ -91,9 +91,8 @@ def test_the_counts_by_dtype_and_kind_are_ready_for_json():
 
 
 def test_two_tallies_merge_into_that_of_all():
-    both = tally_of(NAMED, MISSED, right=[True])
-    both.audit("ops.tanh()", ["taylor wrong"])
-    more = tally_of(UNNAMED, right=[False])
+    both, more = tally_of(NAMED, MISSED, right=[True]), tally_of(UNNAMED, right=[False])
+    more.audit("ops.tanh()", ["taylor wrong"])
     both.merge(more)
     every = tally_of(NAMED, MISSED, UNNAMED, right=[True, False])
     every.audit("ops.tanh()", ["taylor wrong"])
