@@ -310,6 +310,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
     given = parser.parse_args()
+    if given.samples < 1:
+        parser.error(f"--samples needs at least 1, got {given.samples}")
     parts: dict[str, tuple[Callable[[], Iterator[Any]], Callable[[list[Any]], str]]] = {
         "exactness": (lambda: exactness(given.samples), table),
         "cost": (lambda: cost(given.samples), table),
