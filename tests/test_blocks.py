@@ -50,6 +50,6 @@ def test_a_large_weight_is_added_to_without_a_second_one():
     outer = bh.Outer(jnp.ones((4, 512)), jnp.ones((4, 512)))
 
     def run(start, outer):
-        return plus(2 * start, outer, start)
+        return plus(2 * start, outer, start, weight.size // 4)
 
     assert temporary_bytes(run, weight, outer) < weight.nbytes / 2

@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from backhand.arrays import accumulation_dtype, is_floating, zeros_like
-from backhand.blocks import added, plus
+from backhand.blocks import added, block_size, plus
 from backhand.contributions import map_owners
 from backhand.visit import Params, PyTree, Summed
 from backhand.waiting import Unsummed, kept
@@ -197,6 +197,12 @@ def over(
             new, waiting, own = kept((new, waiting, own), fine)
         return plus_each(sums[::-1], new)[::-1], (waiting, own, fine)
 
+    block = block_size(filter(is_floating, jax.tree.leaves(params)))
+
+    def product(param: Any, total: Array | None, waiting: PyTree) -> Array | None:
+        """A sum with what waited for it, where anything did."""
+        return None if total is None else added(total, waiting, param, block)
+
     def start(p: Any, c: PyTree) -> Any:
         return None if c is None else zeros_like(p, _sums_in(p, dtype))
 
@@ -207,14 +213,14 @@ def over(
 
         def several(sums: Any, indices: Array, each: Any = each) -> tuple[Any, PyTree]:
             plain, (waiting, *own) = lax.scan(each, sums[0], indices)
-            return (plain, map_owners(_with_products, params, sums[1], waiting)), own
+            return (plain, map_owners(product, params, sums[1], waiting)), own
 
         groups = jnp.arange(indices.start, indices.stop, dtype=jnp.int32).reshape(-1, size)
         sums, own = lax.scan(several, sums, groups)
         runs.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own))
-    added = jax.tree.unflatten(structure, sums[0][::-1])
+    whole = jax.tree.unflatten(structure, sums[0][::-1])
     own, fine = ([run[place] for run in runs] for place in (0, 1))
-    return Whole(added, like.added, sums[1], own, stacked(fine))
+    return Whole(whole, like.added, sums[1], own, stacked(fine))
 
 
 def like_given(sums: PyTree, like: PyTree) -> PyTree:
@@ -225,7 +231,8 @@ def like_given(sums: PyTree, like: PyTree) -> PyTree:
 def plus_each(sums: list[Array], new: PyTree) -> list[Array]:
     """Sums with one more term each, in the order of the leaves of `new`."""
     leaves = jax.tree.leaves(new, is_leaf=lambda node: isinstance(node, Summed | Unsummed))
-    return [_plus(total, x) for total, x in zip(sums, leaves, strict=True)]
+    block = block_size(sums)
+    return [_plus(total, x, block) for total, x in zip(sums, leaves, strict=True)]
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -247,14 +254,14 @@ def _sums_in(like: Any, dtype: DTypeLike) -> DTypeLike:
     return wide if wide == jnp.float64 else dtype
 
 
-def _plus(total: Array, x: Array | Summed | Unsummed) -> Array:
+def _plus(total: Array, x: Array | Summed | Unsummed, block: int) -> Array:
     """A sum with one more term.
 
     Raises:
         ValueError: for a term of another shape.
     """
     if isinstance(x, Unsummed):
-        return plus(total, x.contribution, total)
+        return plus(total, x.contribution, total, block)
     if isinstance(x, Summed):
         return x.total
     if x.shape != total.shape:
@@ -268,8 +275,3 @@ def _plus(total: Array, x: Array | Summed | Unsummed) -> Array:
 def _unsummed(param: Any, waiting: PyTree) -> Unsummed | None:
     """Factors that wait, as something to ask whether it is finite."""
     return None if waiting is None else Unsummed(waiting)
-
-
-def _with_products(param: Array, total: Array | None, waiting: PyTree) -> Array | None:
-    """A sum with what waited for it, where anything did."""
-    return None if total is None else added(total, waiting, param)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.arrays import is_floating, upcast
-from backhand.blocks import plus
+from backhand.blocks import block_size, plus
 from backhand.contributions import KINDS, Contribution, Many, has_examples, map_owners, total
 from backhand.visit import Collector, Params, PyTree, Summed, Visit
 
@@ -43,12 +43,14 @@ def adding(onto: Mapping[int, Array], waiting: bool = False) -> Collector:
         waiting: whether contributions that are small enough wait.
     """
 
+    block = block_size(onto.values())
+
     def leaf(param: Any, contribution: Contribution) -> Any:
         if waiting and waits(param, contribution):
             return contribution
         if id(param) not in onto:
             return total(contribution, param)
-        return Summed(plus(onto[id(param)], contribution, param))
+        return Summed(plus(onto[id(param)], contribution, param, block))
 
     def read(visit: Visit) -> PyTree:
         return map_owners(leaf, visit.params, visit.contributions)
