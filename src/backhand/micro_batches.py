@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from backhand.arrays import accumulation_dtype, is_floating, zeros_like
-from backhand.blocks import added, block_size, plus
+from backhand.blocks import AT_ONCE, BESIDE_WAITING, added, block_size, plus
 from backhand.contributions import map_owners
 from backhand.visit import Params, PyTree, Summed
 from backhand.waiting import Unsummed, kept
@@ -197,7 +197,7 @@ def over(
             new, waiting, own = kept((new, waiting, own), fine)
         return plus_each(sums[::-1], new)[::-1], (waiting, own, fine)
 
-    block = block_size(filter(is_floating, jax.tree.leaves(params)))
+    block = block_size(filter(is_floating, jax.tree.leaves(params)), BESIDE_WAITING)
 
     def product(param: Any, total: Array | None, waiting: PyTree) -> Array | None:
         """A sum with what waited for it, where anything did."""
@@ -231,7 +231,7 @@ def like_given(sums: PyTree, like: PyTree) -> PyTree:
 def plus_each(sums: list[Array], new: PyTree) -> list[Array]:
     """Sums with one more term each, in the order of the leaves of `new`."""
     leaves = jax.tree.leaves(new, is_leaf=lambda node: isinstance(node, Summed | Unsummed))
-    block = block_size(sums)
+    block = block_size(sums, AT_ONCE)
     return [_plus(total, x, block) for total, x in zip(sums, leaves, strict=True)]
 
 

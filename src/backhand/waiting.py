@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.arrays import is_floating, upcast
-from backhand.blocks import block_size, plus
+from backhand.blocks import AT_ONCE, block_size, plus
 from backhand.contributions import KINDS, Contribution, Many, has_examples, map_owners, total
 from backhand.visit import Collector, Params, PyTree, Summed, Visit
 
@@ -42,8 +42,7 @@ def adding(onto: Mapping[int, Array], waiting: bool = False) -> Collector:
         onto: the sums, by the identity of their parameters; without one, the gradient by itself.
         waiting: whether contributions that are small enough wait.
     """
-
-    block = block_size(onto.values())
+    block = block_size(onto.values(), AT_ONCE)
 
     def leaf(param: Any, contribution: Contribution) -> Any:
         if waiting and waits(param, contribution):
