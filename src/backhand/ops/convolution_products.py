@@ -134,7 +134,7 @@ def _pointwise(kernel: Sequence[int], windows: Geometry) -> bool:
 def _on_cpu(x: Array, w: W, windows: Geometry, moving: Geometry) -> ModuleType:
     """How `correlate` or `scatter` is computed on CPU: the kernel moves over x as `moving` says.
 
-    Dilated kernels are left to XLA: 16x32x32x32 by 3x3 to 32 took 1.3 times as long by shifted rows.
+    Dilated kernels are left to XLA: 16x32x32x32 by 3x3 to 32 took 1.3 of its time by shifted rows.
     """
     taps = math.prod(w.shape[:-2])
     if w.shape[-2] == 1 and taps <= UNROLLED:
