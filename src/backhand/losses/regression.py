@@ -58,7 +58,7 @@ def mean_squared_error_forward(
 
 
 def mean_squared_error_backward(residuals: Residuals, dy: Sum) -> Errors:
-    return _backward(residuals, dy, jnp.square, lambda e: 2 * e)
+    return _backward(residuals, dy, jnp.square, lambda e, dlosses: masked(dlosses, 2 * e))
 
 
 def mean_squared_error_reference(p: Array, t: Array, weights: Array | None = None) -> Sum:
@@ -84,7 +84,9 @@ def mean_absolute_error_forward(
 
 
 def mean_absolute_error_backward(residuals: Residuals, dy: Sum) -> Errors:
-    return _backward(residuals, dy, jnp.abs, lambda e: jnp.where(e == 0, 1, jnp.sign(e)))
+    return _backward(
+        residuals, dy, jnp.abs, lambda e, dlosses: jnp.where(e >= 0, dlosses, -dlosses)
+    )
 
 
 def mean_absolute_error_reference(p: Array, t: Array, weights: Array | None = None) -> Sum:
@@ -126,7 +128,10 @@ def huber_forward(
 
 def huber_backward(residuals: Residuals, dy: Sum, *, delta: float = 1.0) -> Errors:
     return _backward(
-        residuals, dy, lambda e: _huber(e, delta), lambda e: jnp.clip(e, -delta, delta)
+        residuals,
+        dy,
+        lambda e: _huber(e, delta),
+        lambda e, dlosses: masked(dlosses, jnp.clip(e, -delta, delta)),
     )
 
 
@@ -146,13 +151,13 @@ def _backward(
     residuals: Residuals,
     dy: Sum,
     value: Callable[[Array], Array],
-    slope: Callable[[Array], Array],
+    blame: Callable[[Array, Array], Array],
 ) -> Errors:
     """The errors of predictions, targets and weights, for a loss of p - t."""
     predictions, targets, weights = residuals
     p, t = pair("", predictions, targets)
     dlosses, dweights = weighted_sum_backward(value(p - t), weights, dy)
-    error = masked(dlosses, slope(p - t))
+    error = blame(p - t, dlosses)
     return like_primal(error, predictions), target_error(-error, targets), dweights
 
 

@@ -172,11 +172,16 @@ def triplet_backward(
     a, p, n = _three(predictions)
     losses = jnp.maximum(near - far + margin, 0)
     dlosses, dweights = weighted_sum_backward(losses, weights, dy)
-    wide = upcast(a)
+    wide, blamed = upcast(a), losses > 0
+    active = jnp.where(blamed, dlosses, 0)
 
     def error(other: Array, distance: Array) -> Array:
-        share = masked(dlosses, jnp.where(losses > 0, 1 / distance, 0))
-        return masked(share[..., None], wide - other.astype(wide.dtype))
+        # The quotient comes last, so that XLA computes it once a triplet, and not again for each
+        # number of its vectors; so is what is not finite asked of the distance, not of each.
+        share = active / jnp.where(blamed, distance, 1)
+        left_out = (share == 0) & ~jnp.isfinite(distance)
+        away = jnp.where(left_out[..., None], 0, wide - other.astype(wide.dtype))
+        return share[..., None] * away
 
     dp, dn = -error(p, near), error(n, far)
     errors = like_primal(-(dp + dn), a), like_primal(dp, p), like_primal(dn, n)

@@ -132,11 +132,14 @@ def _pointwise(kernel: Sequence[int], windows: Geometry) -> bool:
 
 
 def _on_cpu(x: Array, w: W, windows: Geometry, moving: Geometry) -> ModuleType:
-    """How `correlate` or `scatter` is computed on CPU: the kernel moves over x as `moving` says."""
+    """How `correlate` or `scatter` is computed on CPU: the kernel moves over x as `moving` says.
+
+    Dilated kernels are left to XLA: 16x32x32x32 by 3x3 to 32 took 1.3 of its time by shifted rows.
+    """
     taps = math.prod(w.shape[:-2])
     if w.shape[-2] == 1 and taps <= UNROLLED:
         return convolution_depthwise
-    plain = windows.rank == 2 and windows.stride == (1, 1) and windows.groups == 1
+    plain = windows.rank == 2 and windows.unit and windows.groups == 1
     if not plain or taps > UNROLLED or x.dtype.itemsize < 4 or min(w.shape[-2:]) >= 128:
         return convolution_lax
     large = w.shape[-2] * w.shape[-1] * moving.places(x.shape[1:-1], w.shape[:2])[1] >= LARGE
