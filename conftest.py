@@ -1,6 +1,7 @@
 """Settings of every test and doctest, made before JAX is imported, which reads them then."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,10 +11,34 @@ if loaded := {"jax", "backhand"} & sys.modules.keys():
         "imported already; remove the pytest plugin or start-up file that imports it"
     )
 
+
+def _add_flag(flag: str) -> None:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def _known_to_xla(flag: str) -> bool:
+    """Whether XLA starts with the flag: one that it does not know ends the process."""
+    start = "from jaxlib import xla_client; xla_client.CompileOptions()"
+    run = subprocess.run(
+        [sys.executable, "-c", start], env={**os.environ, "XLA_FLAGS": flag}, capture_output=True
+    )
+    return run.returncode == 0
+
+
 # Eight devices on any machine, so that meshes and collectives are tested everywhere.
-_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT_DEVICES}".strip()
+_add_flag("--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# The time of most tests is that of XLA compiling a program of a few numbers. To compile it badly,
+# without a compiler for each kernel, takes less than half as long. Workers inherit this.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    for flag in (
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ):
+        if _known_to_xla(flag):
+            _add_flag(flag)
 
 # A silent promotion of dtypes or ranks is a bug in a backward pass.
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"

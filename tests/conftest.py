@@ -1,6 +1,8 @@
 """Fixtures that any test may ask for, and which tests run on one version alone."""
 
 import contextlib
+import gc
+from pathlib import Path
 
 import jax
 import jaxtyping
@@ -8,13 +10,47 @@ import pytest
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 
+# What another version of JAX may change, and so runs on the newest too: the gradient of every row
+# and its sharding, the step, the audit from end to end, and all that a user reads, runs or calls
+# JAX with. Beside them the doctests run, one for each public name.
+ON_BOTH = [
+    "audit/selftest/test_end_to_end.py",
+    "benchmarks",
+    "cli",
+    "conformance",
+    "examples",
+    "test_accumulate.py",
+    "test_arrays.py",
+    "test_differentiable.py",
+    "test_foreign.py",
+    "test_gradients.py",
+    "test_layout.py",
+    "test_notebooks.py",
+    "test_protocol.py",
+    "test_pytest_backhand.py",
+    "test_readme.py",
+    "training/test_step.py",
+]
+
+
+def runs_on_both(path):
+    """Whether a file is outside of the tests, or in what runs on both versions."""
+    own, tests = Path(path), Path(__file__).parent
+    return tests not in own.parents or any(tests / part in (own, *own.parents) for part in ON_BOTH)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Drawn examples are many programs to compile, and show the same on any version of JAX."""
     for item in items:
-        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+        if drawn or not runs_on_both(item.path):
             item.add_marker("oldest_only")
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collector of garbage need not look through it again."""
+    gc.freeze()
 
 
 @pytest.fixture

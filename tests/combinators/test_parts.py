@@ -18,14 +18,6 @@ from tests.support import (
 )
 
 
-@pytest.fixture
-def compile_quickly():
-    """To compile a program of a few numbers well takes longer than to run it badly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def attention(mask, **settings):
     return bh.rename(bh.multi_head_attention(2, **settings), mask=mask)
 
@@ -66,14 +58,14 @@ def translation_batch():
 
 
 @pytest.mark.parametrize("around", [lambda inner: inner, bh.checkpoint], ids=["", "checkpoint"])
-def test_an_encoder_and_a_decoder_have_the_gradient_of_autodiff(x64, compile_quickly, around):
+def test_an_encoder_and_a_decoder_have_the_gradient_of_autodiff(x64, around):
     objective = bh.objective(encoder_decoder(around), bh.losses.softmax_cross_entropy)
     batch = translation_batch()
     params = initial(encoder_decoder(), batch["inputs"])
     assert_gradients_agree(objective, params, batch)
 
 
-def test_norms_of_examples_come_from_the_same_pass(x64, compile_quickly):
+def test_norms_of_examples_come_from_the_same_pass(x64):
     model = bh.chain(bh.skip(attention("source"), on="x"), bh.on("x", bh.dense(2)), bh.pick("x"))
     batch = {
         "inputs": {"x": normal(0, 3, 4, 4), "context": normal(1, 3, 5, 6)},
@@ -84,7 +76,7 @@ def test_norms_of_examples_come_from_the_same_pass(x64, compile_quickly):
     assert_gradient_and_norms(objective, initial(model, batch["inputs"]), batch)
 
 
-def test_masks_of_an_encoder_and_a_decoder_are_apart(compile_quickly):
+def test_masks_of_an_encoder_and_a_decoder_are_apart():
     """A source that is masked out, and a target that comes later, have no blame."""
     layer = bh.chain(bh.on("context", bh.skip(attention("source"))), decoder_block(), bh.pick("x"))
     x = {"x": normal(0, 1, 4, 4), "context": normal(1, 1, 5, 4)}
@@ -116,7 +108,7 @@ def test_a_part_of_a_tuple_goes_by_its_place(x64):
     assert_backward_is_the_gradient(bh.pick(0), (), x)
 
 
-def test_what_is_added_to_a_part_may_have_more_beside_it(x64, compile_quickly):
+def test_what_is_added_to_a_part_may_have_more_beside_it(x64):
     experts = bh.chain(bh.pick("x"), bh.mixture_of_experts(2, 4))
     x = {"x": normal(0, 2, 3, 4), "context": normal(1, 2, 5, 4)}
     layer = bh.skip(experts, on="x")

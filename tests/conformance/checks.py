@@ -1,5 +1,7 @@
 """What every row of the catalogue is held to: its hand-written pass beside its reference's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,8 +95,9 @@ def automatic(function, arguments, dy):
     return jax.vjp(lambda leaves: function(*rebuild(leaves)), leaves)[1](dy)[0]
 
 
+@functools.cache
 def truth(row):
-    """The reference's output and cotangents: the same program in every test, compiled once."""
+    """The reference's output and cotangents: one program for every test of a row, traced once."""
 
     @jax.jit
     def of_reference(arguments, dy):
@@ -159,12 +162,12 @@ def differences(got, truth, limit):
     ]
 
 
-def faults(row, **sizes):
+def faults(row):
     """All that is wrong with a row in float64: its output, and every leaf of every cotangent.
 
     Forward and backward are two programs, so that the residuals cross the border between them.
     """
-    arguments, dy = problem(row, **sizes)
+    arguments, dy = problem(row)
     y, residuals = jax.jit(row.forward)(*arguments)
     result = jax.jit(row.backward)(arguments, residuals, dy)
     try:
@@ -172,7 +175,12 @@ def faults(row, **sizes):
     except AssertionError as error:
         return [str(error)]
 
-    expected_y, expected = truth(row)(arguments, dy)
+    return unlike((y, cotangents), truth(row)(arguments, dy), arguments, dy)
+
+
+def unlike(got, expected, arguments, dy):
+    """Where output and cotangents by path are not those of the reference, in float64."""
+    (y, cotangents), (expected_y, expected) = got, expected
     limit = tolerance(jnp.float64, length(dy, expected), magnitude(dy, expected_y, expected))
     return [
         *(f"y{fault}" for fault in differences(by_path(y), by_path(expected_y), limit)),

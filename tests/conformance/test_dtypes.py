@@ -27,6 +27,8 @@ from tests.conformance.checks import (
 )
 from tests.tolerances import tolerance
 
+pytestmark = pytest.mark.oldest_only
+
 LOW = [jnp.float32, jnp.bfloat16]
 
 
@@ -59,7 +61,6 @@ def worse_than_automatic(row, dtype):
     ]
 
 
-@pytest.mark.oldest_only
 @pytest.mark.parametrize("row", DISTINCT, ids=repr)
 def test_no_cotangent_is_further_from_the_truth_than_the_automatic_one(row):
     dtypes = LOW if row in FIRST else LOW[-1:]

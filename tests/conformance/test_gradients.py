@@ -20,6 +20,7 @@ from tests.conformance.checks import (
     mismatches,
     problem,
     random_like,
+    unlike,
 )
 from tests.tolerances import tolerance
 
@@ -37,9 +38,17 @@ def test_every_leaf_of_every_cotangent_is_that_of_the_reference(row):
 @pytest.mark.oldest_only
 @pytest.mark.parametrize(("row", "edge"), EDGES, ids=repr)
 def test_one_example_and_one_feature_are_no_exception(row, edge):
-    assert faults(row, **edge) == []
+    arguments, dy = problem(row, **edge)
+
+    @jax.jit
+    def run(arguments, dy):
+        ours = row.forward(*arguments)[0], hand_written(row, arguments, dy)
+        return ours, (row.reference(*arguments), automatic(row.reference, arguments, dy))
+
+    assert unlike(*run(arguments, dy), arguments, dy) == []
 
 
+@pytest.mark.oldest_only
 @pytest.mark.parametrize(("row", "edge"), EMPTY, ids=repr)
 def test_an_empty_batch_gives_no_blame_to_any_parameter(row, edge):
     arguments, dy = problem(row, **edge)

@@ -24,6 +24,8 @@ from tests.conformance.checks import (
 )
 from tests.tolerances import tolerance
 
+pytestmark = pytest.mark.oldest_only
+
 
 def view(leaf):
     """The same numbers in a NumPy array that is not contiguous."""

@@ -15,6 +15,8 @@ import backhand as bh
 from backhand.catalogue import ROWS, Row, Spec
 from tests.conformance.checks import NAMES, hand_written, problem
 
+pytestmark = pytest.mark.oldest_only
+
 
 def primitives(jaxpr):
     """The names of all that a program does, whatever it is nested in."""

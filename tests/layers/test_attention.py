@@ -15,14 +15,6 @@ from tests.support import (
 )
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """To compile a program of a few numbers well takes longer than to run it badly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def by_hand(params, x, context, heads, mask=None):
     """Attention written out, one head and one query at a time, in NumPy."""
     params = jax.tree.map(np.asarray, params)

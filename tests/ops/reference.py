@@ -1,6 +1,5 @@
 """An op against its reference, for values that vary under a program compiled once a setting."""
 
-import contextlib
 import functools
 
 import jax
@@ -10,22 +9,12 @@ import backhand as bh
 from tests.support import assert_close, random_like
 
 
-@contextlib.contextmanager
-def quickly():
-    """To compile a program of a few numbers well takes longer than to run it badly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 def assert_is_its_reference(op, arrays, seed=0, floor=None, **static):
     """In float64, y and every cotangent of a random dy are those of `jax.vjp` of the reference.
 
     `arrays` are NumPy arrays, keys or None; what is not floating point has no cotangent.
     """
-    with jax.enable_x64(True), quickly():
+    with jax.enable_x64(True):
         arrays = jax.tree.map(jnp.asarray, arrays)
         leaves, structure = jax.tree.flatten(arrays)
         types = tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -16,14 +16,6 @@ attention = bh.ops.attention
 attend = jax.jit(attention, static_argnames=("causal", "window", "scale", "soft_cap"))
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """To compile a program of a few numbers well takes longer than to run it badly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def arrays(seed, batch=2, tokens=5, heads=2, features=4, keys=None, key_heads=None, dtype=None):
     """q, k and v."""
     shape = (batch, keys or tokens, key_heads or heads, features)
@@ -208,7 +200,6 @@ def test_memory_grows_as_the_length():
         given = [jax.ShapeDtypeStruct((1, tokens, 2, 8), "float32")] * 4
         return temporary_bytes(functools.partial(both_ways, how.pop("causal"), **how), *given)
 
-    jax.config.update("jax_disable_most_optimizations", False)
     assert needs(2048, causal=False) < 2.1 * needs(1024, causal=False)
     assert needs(2048, causal=False) < 2048 * 2048 * 4 / 2  # half of one matrix of scores
     plain = attention.reference

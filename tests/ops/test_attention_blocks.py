@@ -56,14 +56,6 @@ def test_scores_grow_as_the_tokens_times_the_window(causal, sides):
     assert len(spans(32768 + 5, 32768 + 5, 128, how)) == 2
 
 
-@pytest.fixture
-def compile_quickly():
-    """To compile a program of a few numbers well takes longer than to run it badly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 CASES = [
     (2, True, "plain"),
     (2, True, "shared bias"),
@@ -79,7 +71,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("rows", "causal", "kind"), CASES)
-def test_blocks_of_any_size_give_what_the_whole_gives(rows, causal, kind, x64, compile_quickly):
+def test_blocks_of_any_size_give_what_the_whole_gives(rows, causal, kind, x64):
     """In blocks of one or two, loops over blocks; of seven, each for itself; of 64, the whole."""
     tokens, keys, group, features = 43, 39, 2, 3
     q, k, v = (

@@ -14,14 +14,6 @@ HOW = Scores(True, None, 0.5, None, "float64", "float64")
 BATCH, KEY_HEADS, TOKENS, GROUP, FEATURES = 2, 3, 5, 2, 4
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """To compile a program of a few numbers well takes longer than to run it badly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def of_head(head, do):
     o, normalizers = forward_head(head, rows=2, how=HOW)
     dq, dk, dv, dbias = backward_head(head, normalizers, do, rows=2, how=HOW)

@@ -92,6 +92,18 @@ def by_hand(x, kind, *, window, stride, padding, count_padding=False):
     return dy, (y, dx)
 
 
+def both_ways(op, x, dy, **how):
+    """y and dx in float64, as one program: each shape and window is compiled anew."""
+
+    @jax.jit
+    def run(x, dy):
+        y, residuals = op.forward(x, **how)
+        return y, op.backward(residuals, dy, **how)
+
+    with jax.enable_x64(True):
+        return run(jnp.asarray(x), jnp.asarray(dy))
+
+
 @settings(max_examples=40)
 @given(pools(), st.integers(0, 5))
 def test_the_first_of_equals_in_any_window_gets_the_error(pool, seed):
@@ -99,9 +111,7 @@ def test_the_first_of_equals_in_any_window_gets_the_error(pool, seed):
     shape, how = pool
     x = np.random.default_rng(seed).integers(0, 3, shape).astype(np.float64)
     dy, truth = by_hand(x, "max", **how)
-    with jax.enable_x64(True), jax.disable_jit():
-        y, residuals = bh.ops.max_pool.forward(jnp.asarray(x), **how)
-        dx = bh.ops.max_pool.backward(residuals, jnp.asarray(dy), **how)
+    y, dx = both_ways(bh.ops.max_pool, x, dy, **how)
     np.testing.assert_array_equal(y, truth[0])
     np.testing.assert_array_equal(dx, truth[1])
 
@@ -113,9 +123,7 @@ def test_every_element_of_any_window_gets_its_share(pool, count_padding):
     how = {**how, "count_padding": count_padding}
     x = np.random.default_rng(0).normal(size=shape)
     dy, truth = by_hand(x, "mean", **how)
-    with jax.enable_x64(True), jax.disable_jit():
-        y, residuals = bh.ops.average_pool.forward(jnp.asarray(x), **how)
-        dx = bh.ops.average_pool.backward(residuals, jnp.asarray(dy), **how)
+    y, dx = both_ways(bh.ops.average_pool, x, dy, **how)
     np.testing.assert_allclose(y, truth[0], rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(dx, truth[1], rtol=1e-12)
 

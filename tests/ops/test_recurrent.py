@@ -148,17 +148,9 @@ CHECKS = {
 }
 
 
-@pytest.fixture
-def quickly():
-    """To compile a small program well takes longer than to run it badly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("row", IN_ROWS, ids=repr)
-def test_large_batches_are_held_to_what_small_ones_are(row, check, x64, quickly, monkeypatch):
+def test_large_batches_are_held_to_what_small_ones_are(row, check, x64, monkeypatch):
     monkeypatch.setattr("backhand.ops.recurrent.ROWS_FROM", 0)
     assert not CHECKS[check](dataclasses.replace(row))
 

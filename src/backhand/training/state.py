@@ -37,7 +37,8 @@ class Average:
         keep = self.decay
 
         def moved(old: Array, p: Array) -> Array:
-            return keep * old + (1 - keep) * p.astype(old.dtype) if is_floating(p) else p
+            # Not keep * old + (1 - keep) * p, which by its roundings moves what does not change.
+            return old + (1 - keep) * (p.astype(old.dtype) - old) if is_floating(p) else p
 
         return Average(jax.tree.map(moved, self.params, params), keep)
 
