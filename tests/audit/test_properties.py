@@ -46,7 +46,7 @@ def one(check, function, *args, reference=None):
 def test_a_right_rule_has_every_property():
     findings = properties(runs(rule(right)))
     assert all(finding.passed and not finding.skipped for finding in findings), findings
-    assert len(findings) == 7
+    assert len(findings) == 6
 
 
 def test_an_empty_batch_has_a_gradient():
@@ -59,6 +59,22 @@ def test_an_empty_batch_has_a_gradient():
     assert not broken.passed
     assert "an empty batch, which the reference takes, fails" in broken.message
     assert one(empty, jnp.sum, X, reference=jnp.sum).skipped
+
+    def refuses(saved, dy):
+        if not len(dy):
+            raise ValueError("give one example at least")
+        return right(saved, dy)
+
+    refused = one(empty, rule(refuses))
+    assert (refused.passed, refused.skipped) == (True, True)
+    assert "by design? an empty batch, which the reference takes, is refused: give one" in (
+        refused.message
+    )
+
+    def padded(saved, dy):
+        return jnp.zeros((max(len(dy), 1), 3)), right(saved, dy)[1]
+
+    assert not one(empty, rule(padded)).passed
 
 
 def test_what_changes_between_calls_is_found():
@@ -86,11 +102,23 @@ def test_a_rule_that_is_another_under_jit_is_found():
 
 def test_too_many_operations_are_not_run_one_by_one():
     def long(x):
-        for _ in range(400):
-            x = jnp.sin(x)
+        for power in range(61):
+            x = x ** (power + 2)
         return x
 
-    assert one(jit, long, W).skipped
+    skipped = one(jit, long, W)
+    assert skipped.skipped
+    assert (
+        "different operations would be compiled by itself, and 50 are the most" in skipped.message
+    )
+
+    def repeated(x):
+        for _ in range(70):
+            x = x * 2
+        return x
+
+    found = one(jit, repeated, W)
+    assert (found.passed, found.skipped) == (True, False), "one operation is compiled once"
 
 
 def test_a_rule_that_mixes_examples_under_vmap_is_found():

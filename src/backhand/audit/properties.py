@@ -7,16 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from backhand.audit.callbacks import callbacks
 from backhand.audit.dtypes import programs
 from backhand.audit.gradient import Rounding, judge, spared
-from backhand.audit.inputs import first_sentence, fresh
+from backhand.audit.inputs import first_sentence, fresh, is_refusal
 from backhand.audit.result import Finding
 from backhand.audit.runs import COTANGENTS, Runs, compiled
 from backhand.audit.structure import structure
 from backhand.audit.subject import Leaves
 
-MOST_EAGER = 100
-"""Equations that are worth running one by one: each compiles on its own."""
+MOST_EAGER = 50
+"""Different operations that are worth running one by one: each compiles on its own, in 20 to 40 ms.
+A recurrent layer has 30 of them, a block of a transformer 56, a mixture of experts 127."""
+
+SEEN = "which an audit runs many times: what it shows is of no gradient in particular"
+HOST = "which runs on the host: what it gives must depend on its arguments alone"
+
+WHOLE = frozenset({"jit", "pjit", "scan", "while", "cond"})
+"""What is compiled as one program wherever it is called."""
 
 MOST_LEAVES = 8
 """Of how many leaves one element is made NaN and Inf, one leaf at a time."""
@@ -31,6 +39,8 @@ def properties(runs: Runs, right: bool = True) -> list[Finding]:
     """
     findings = []
     for name, check in CHECKS.items():
+        if name == "purity":  # found first, before anything is compiled
+            continue
         if name == "second derivative" and not right:
             findings.append(Finding(name, "", True, "the first is wrong", skipped=True))
             continue
@@ -43,7 +53,10 @@ def properties(runs: Runs, right: bool = True) -> list[Finding]:
 
 
 def empty(runs: Runs) -> Iterator[Finding]:
-    """Whether a batch without examples has a gradient where the reference has one."""
+    """Whether a batch without examples has a gradient where the reference has one.
+
+    A rule may refuse it in words of its own, which is a note.
+    """
     subject = runs.subject
     lengths = {leaf.shape[0] for leaf in runs.leaves if leaf.shape}
     own, rest = subject.shaped(jnp.float32)
@@ -52,7 +65,7 @@ def empty(runs: Runs) -> Iterator[Finding]:
         yield Finding("zero size", "", True, f"no empty batch can be made: {why}", skipped=True)
         return
     (batch,) = lengths
-    why, message, taken = "", "", False
+    why, message, refused = "", "", ""
     for cut in _without_examples(own, rest, batch):
         try:
             y = jax.eval_shape(subject.reference_value, *cut)
@@ -61,11 +74,14 @@ def empty(runs: Runs) -> Iterator[Finding]:
         except Exception as error:
             why = first_sentence(error)
             continue
-        taken = True
         try:
             ours = jax.eval_shape(subject.pull, *cut, dy)[1]
         except Exception as error:
-            message = f"an empty batch, which the reference takes, fails: {first_sentence(error)}"
+            what, said = "an empty batch, which the reference takes,", first_sentence(error)
+            if is_refusal(error):
+                refused = f"by design? {what} is refused: {said}"
+            else:
+                message = f"{what} fails: {said}"
             continue
         for path, a, b in zip(subject.paths, ours, expected, strict=True):
             if a.shape != b.shape:
@@ -74,8 +90,9 @@ def empty(runs: Runs) -> Iterator[Finding]:
                 return
         yield Finding("zero size", "", True, "an empty batch has a gradient of the right shapes")
         return
-    message = message or f"the reference takes no empty batch: {why}"
-    yield Finding("zero size", "", not taken, message, skipped=not taken)
+    passed = not message
+    message = message or refused or f"the reference takes no empty batch: {why}"
+    yield Finding("zero size", "", passed, message, skipped=passed)
 
 
 def _without_examples(own: Leaves, rest: Leaves, batch: int) -> Iterator[list[Leaves]]:
@@ -99,19 +116,25 @@ def _without_examples(own: Leaves, rest: Leaves, batch: int) -> Iterator[list[Le
 
 
 def purity(runs: Runs) -> Iterator[Finding]:
-    """Whether tracing the rule twice gives one program, with the same constants."""
+    """Whether tracing the rule twice gives one program, with the same constants, and no effect."""
     own, rest = runs.subject.at(jnp.float32)
     dy = runs.errors_like(jnp.float32, 0)
-    programs = [jax.make_jaxpr(fresh(runs.subject.pull))(own, rest, dy) for _ in range(2)]
+    traced = [jax.make_jaxpr(fresh(runs.subject.pull))(own, rest, dy) for _ in range(2)]
     message = ""
-    if str(programs[0]) != str(programs[1]):
+    called = callbacks(traced[0].jaxpr)
+    if "io_callback" in called:
+        what = f"io_callback of {called['io_callback']}".removesuffix(" of ")
+        message = f"it has a side effect, {what}; return what it sends, jax.debug.callback shows it"
+    elif str(traced[0]) != str(traced[1]):
         message = "two calls are two programs: it depends on something that changes between calls"
-    else:
-        pairs = zip(programs[0].consts, programs[1].consts, strict=True)
-        if not all(_same(a, b) for a, b in pairs):
-            message = "two calls use different numbers: are there random ones, or a counter?"
-    if message:
         message += "; hand in what changes as an argument"
+    elif not all(_same(a, b) for a, b in zip(traced[0].consts, traced[1].consts, strict=True)):
+        message = "two calls use different numbers: are there random ones, or a counter?"
+        message += "; hand in what changes as an argument"
+    for kind in called:
+        if kind != "io_callback":
+            why = f"it calls {kind}, {SEEN if kind.startswith('jax.debug') else HOST}"
+            yield Finding("side effects", "", True, why, skipped=True)
     yield Finding("purity", "", not message, message or "two calls give one answer")
 
 
@@ -119,9 +142,12 @@ def jit(runs: Runs) -> Iterator[Finding]:
     """Whether the rule gives the same run one operation at a time."""
     own, rest = runs.subject.at(jnp.float32)
     dy = runs.errors_like(jnp.float32, 0)
-    count = _equations(jax.make_jaxpr(runs.subject.pull)(own, rest, dy).jaxpr)
+    count = len(set(_steps(jax.make_jaxpr(runs.subject.pull)(own, rest, dy).jaxpr)))
     if count > MOST_EAGER:
-        why = f"{count} operations are too many to run one by one"
+        why = (
+            f"not run without jit: each of its {count} different operations would be compiled by "
+            f"itself, and {MOST_EAGER} are the most that is done; check its parts"
+        )
         yield Finding("jit", "", True, why, skipped=True)
         return
     eager = _numbers(runs.subject.pull(own, rest, dy)[1])
@@ -334,9 +360,16 @@ def _numbers(leaves: Leaves) -> list[np.ndarray]:
     return [np.asarray(leaf, np.float64) for leaf in leaves]
 
 
-def _equations(jaxpr: Any) -> int:
-    """How many operations a program runs, those inside of others too."""
-    return sum(
-        1 + sum(_equations(inner) for inner in programs(equation.params.values()))
-        for equation in jaxpr.eqns
-    )
+def _steps(jaxpr: Any) -> Iterator[tuple[str, ...]]:
+    """What a program compiles when it runs without jit: operations with their settings and shapes.
+
+    The same operation on the same shapes is compiled once.
+    """
+    for equation in jaxpr.eqns:
+        inside = programs(equation.params.values())
+        if inside and equation.primitive.name not in WHOLE:
+            for inner in inside:
+                yield from _steps(inner)
+        else:
+            shapes = [str(getattr(x, "aval", x)) for x in equation.invars]
+            yield (equation.primitive.name, str(equation.params), *shapes)
