@@ -76,6 +76,29 @@ def test_a_true_gradient_of_zero_is_held_against_what_float32_shows():
     assert not one(ours, truth).agrees, "without float32 nothing says how large the terms are"
 
 
+def test_a_float32_run_that_was_exact_by_luck_is_not_the_last_word():
+    """x / |x|: the truth is zero, what both compute is rounding, and float32's one run has none."""
+    rng = np.random.default_rng(4)
+    truth, ours = 1e-14 * rng.standard_normal((2, 3, 8))
+    asked = []
+
+    def nearby():
+        asked.append(True)
+        return [np.full(8, 3e-5)]
+
+    exact = Rounding(8, [np.zeros((3, 8))])
+    assert not one(ours, truth, context=exact).agrees
+    lucky = Rounding(8, [np.zeros((3, 8))], nearby)
+    assert one(ours, truth, context=lucky).agrees
+    assert not one(ours + 1e-9, truth, context=lucky).agrees, "a mistake does not shrink"
+    low = (1e5 * ours).astype(np.float32)
+    assert not one(low, truth, 0 * low, jnp.float32).agrees
+    assert one(low, truth, 0 * low, jnp.float32, Rounding(8, None, nearby)).agrees
+    asked.clear()
+    assert one(truth, truth, context=lucky).agrees
+    assert not asked, "what agrees needs no other points"
+
+
 def test_a_mistake_does_not_excuse_itself_by_its_own_float32_run():
     wrong = TRUTH * 1.05
     coarse = errors(TRUTH, wrong.astype(np.float32), product(np.float32))

@@ -47,6 +47,19 @@ def test_cotangents_are_numbers_that_every_dtype_holds():
             np.testing.assert_array_equal(leaf.astype(dtype).astype(np.float64), leaf)
 
 
+def test_points_next_to_this_one_show_rounding_that_was_exact_by_luck():
+    def unit(x):
+        return x / jnp.sqrt(x * x + jnp.where(x == 0, 1.0, 0.0))
+
+    each = runs(unit, (jnp.array([0.5, 0.0, 2.0**-9]),), unit)
+    low, truth = each.at(jnp.float32), each.truth(jnp.float32)
+    assert not (low.automatic[0] - truth.automatic[0])[:, [0, 2]].any(), "powers of 2 are exact"
+    (near,) = each.nearby()
+    assert near.shape == (3,)
+    assert (near[0] < 1e-6, near[1], near[2] > 1e-6) == (True, 0.0, True)
+    assert each.nearby() is each.nearby(), "made once"
+
+
 def test_the_level_is_what_the_forward_computes_in():
     assert runs().level == jnp.float64
     low = runs(lambda x: jnp.sin(x.astype(jnp.float32)), (X,), jnp.sin)

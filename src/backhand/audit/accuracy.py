@@ -56,7 +56,9 @@ def gradients(runs: Runs) -> tuple[list[Leaf], list[Finding]]:
         message = f"{why}; so {level} is what it is judged in"
         findings.append(Finding("float64", "", True, message, skipped=True))
     sides = Sides(ours, truth, low.ours, low.automatic, truth32)
-    verdicts = verdicts_on(subject.paths, sides, runs.level, runs.length)
+    verdicts = verdicts_on(
+        subject.paths, sides, runs.level, Rounding(runs.length, None, runs.nearby)
+    )
     known, leaves = context(runs), list[Leaf]()
     pairs = dict(zip(subject.paths, zip(ours, truth, strict=True), strict=True))
     accuracy = _low(runs, level, findings)
@@ -105,7 +107,7 @@ class Sides(NamedTuple):
 
 
 def verdicts_on(
-    paths: Sequence[str], sides: Sides, level: DTypeLike, length: int
+    paths: Sequence[str], sides: Sides, level: DTypeLike, known: Rounding
 ) -> tuple[Verdict, ...]:
     """The verdict on the gradient of each leaf.
 
@@ -115,9 +117,10 @@ def verdicts_on(
     ours = spared(sides.ours, sides.truth)
     if jnp.dtype(level) == jnp.float64:
         runs = zip(sides.low_truth, sides.low, sides.automatic, strict=True)
-        known = Rounding(length, [errors(truth, *both) for truth, *both in runs])
+        coarse = [errors(truth, *both) for truth, *both in runs]
+        known = dataclasses.replace(known, coarse=coarse)
         return judge(paths, ours, sides.truth, None, jnp.float64, known)
-    return judge(paths, ours, sides.truth, sides.automatic, level, Rounding(length))
+    return judge(paths, ours, sides.truth, sides.automatic, level, known)
 
 
 def _rounds(runs: Runs) -> bool:
@@ -375,7 +378,7 @@ def _low(
         if others:
             truth = run.automatic
         coarse = max(dtype, level, key=lambda d: float(jnp.finfo(d).eps))
-        known = Rounding(runs.length)
+        known = Rounding(runs.length, nearby=None if others else runs.nearby)
         ours = spared(run.ours, truth)
         verdicts = judge(runs.subject.paths, ours, truth, run.automatic, coarse, known)
         errors = (relative_errors(side, truth) for side in (ours, run.automatic))

@@ -8,14 +8,15 @@ Under random cotangents dy ~ N(0, 1) the mean square of a gradient over the cota
 the squares of its terms, so M comes from the truth itself. It fails where the terms cancel for
 every cotangent (a bias before a normalization: the true gradient is zero). There the other leaves
 say how large they may be, and autodiff in a coarser dtype shows them: **rounding shrinks with the
-dtype's eps, a mistake does not.**
+dtype's eps, a mistake does not.** One run may be exact by luck, so where a leaf is off, runs at
+points next to this one are asked too.
 
 Beside autodiff in the same dtype a leaf is held as a whole: an element far smaller than the others,
 such as a saturated sigmoid's, may be off by the roundings of the others, or as autodiff is there.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -60,10 +61,13 @@ class Rounding:
         length: the most terms that any sum in it has.
         coarse: for a verdict in float64, per leaf the errors |run - truth| (S, *shape) of float32
             runs, see `errors`; None where there was no such run.
+        nearby: gives per leaf the largest errors (*shape) of autodiff in float32 at points next to
+            this one; asked only where a leaf is off.
     """
 
     length: int = 1
     coarse: Sequence[np.ndarray | None] | None = None
+    nearby: Callable[[], Sequence[np.ndarray]] | None = None
 
 
 def judge(
@@ -98,17 +102,29 @@ def judge(
     coarse = coarse or [None] * len(paths)
     finite = [np.nan_to_num(np.asarray(t, np.float64), posinf=0, neginf=0) for t in truth]
     largest = max((float(_rms(leaf)) for leaf in finite), default=0.0)
-    return tuple(
-        _judge(
-            np.asarray(a, np.float64),
-            np.asarray(t, np.float64),
-            noise,
-            dtype,
-            autodiff is not None,
-            tolerance(dtype, context.length),
-            largest if _rms(own) <= ZERO * largest else 0.0,
+
+    def verdicts(coarse: Sequence[np.ndarray | None]) -> tuple[Verdict, ...]:
+        return tuple(
+            _judge(
+                np.asarray(a, np.float64),
+                np.asarray(t, np.float64),
+                noise,
+                dtype,
+                autodiff is not None,
+                tolerance(dtype, context.length),
+                largest if _rms(own) <= ZERO * largest else 0.0,
+            )
+            for _, a, t, own, noise in zip(paths, ours, truth, finite, coarse, strict=True)
         )
-        for _, a, t, own, noise in zip(paths, ours, truth, finite, coarse, strict=True)
+
+    found = verdicts(coarse)
+    if context.nearby is None or all(verdict.agrees for verdict in found):
+        return found
+    # The noise is in float32's roundings for a verdict in float64, else in those of the dtype.
+    rounding = 1.0 if autodiff is None else _eps(dtype) / _eps(jnp.float32)
+    more = [leaf * rounding for leaf in context.nearby()]
+    return verdicts(
+        [b if a is None else np.maximum(a, b) for a, b in zip(coarse, more, strict=True)]
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -26,6 +26,9 @@ from backhand.audit.subject import Leaves, Subject
 
 COTANGENTS = 3
 """Fewer leave an element small by luck; see `backhand.audit.gradient`."""
+
+NEARBY, APART = 8, 2.0**-7
+"""How many points are tried next to one, and how far at most a number moves, relative to itself."""
 
 Arrays: TypeAlias = "list[np.ndarray]"
 
@@ -248,7 +251,49 @@ class Runs:
         """What float32 shows of the magnitudes of the terms, for a verdict in float64."""
         low, truth = self.at(jnp.float32), self.truth(jnp.float32)
         sides = zip(low.ours, low.automatic, truth.automatic, strict=True)
-        return Rounding(self.length, [errors(t, a, b) for a, b, t in sides])
+        coarse = [errors(t, a, b) for a, b, t in sides]
+        return Rounding(self.length, coarse, self.nearby)
+
+    def nearby(self) -> list[np.ndarray]:
+        """By leaf, the largest errors of autodiff in float32 at points next to this one."""
+        return self._nearby
+
+    @functools.cached_property
+    def _nearby(self) -> list[np.ndarray]:
+        return errors_nearby(self.subject, self.cotangents, self.automatic)
+
+
+def errors_nearby(
+    subject: Subject, cotangents: Sequence[Sequence[np.ndarray]], automatic: Callable[..., Any]
+) -> list[np.ndarray]:
+    """By leaf, the largest errors (*shape) of autodiff in float32 at points next to a subject's.
+
+    At one point what cancels may be exact by luck: x / |x| is often 1 to the last bit. Where a run
+    is not finite it shows nothing.
+    """
+    rng = np.random.default_rng(3)
+    found = [np.zeros(leaf.shape) for leaf in subject.leaves]
+    for index in range(NEARBY):
+        moved: Leaves = []
+        sides = []
+        for dtype in (np.float32, np.float64):
+            with jax.enable_x64(dtype == np.float64 or jax.config.read("jax_enable_x64")):
+                own, rest = subject.at(dtype, rounded=np.float32)
+                if not moved:
+                    moved = [_moved(np.asarray(leaf), rng) for leaf in own]
+                dy = [jnp.asarray(leaf.astype(dtype)) for leaf in cotangents[index % COTANGENTS]]
+                given = [jnp.asarray(leaf.astype(dtype)) for leaf in moved]
+                sides.append([np.asarray(x, np.float64) for x in automatic(given, rest, dy)[1]])
+        for i, (low, exact) in enumerate(zip(*sides, strict=True)):
+            off = errors(exact[None], low[None])[0]
+            found[i] = np.maximum(found[i], np.where(np.isfinite(off), off, 0))
+    return found
+
+
+def _moved(leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each number another one next to it, of its dtype; zeros stay."""
+    moved = leaf * (1 + rng.uniform(-APART, APART, leaf.shape))
+    return np.asarray(moved.astype(leaf.dtype))
 
 
 def _got(subject: Subject) -> str:

@@ -49,6 +49,10 @@ def reversible(f: Layer, g: Layer, depth: int) -> Layer:
     float32 it is off by 0.9e-6, 1.4e-6 and 2.4e-6, where storing gives 0.6e-6, 0.8e-6 and 0.9e-6.
     `drift` in tests/combinators/test_reversible.py measures it.
 
+    Subtraction magnifies rounding by as much as a branch's output is larger than the half that it
+    is added to: around a gated MLP whose outputs are 200 times its inputs, the float32 gradient of
+    x is off by 6e-5 at depth 3, where storing gives 5e-7. Keep branches normalized or bounded.
+
     Parameters: "f" and "g", each those of its layer stacked on a leading axis, as in `repeat`.
 
     Args:

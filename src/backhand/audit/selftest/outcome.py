@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from backhand.audit.accuracy import Sides, cause_of, verdicts_on
-from backhand.audit.gradient import Verdict, errors
+from backhand.audit.gradient import Rounding, Verdict, errors
 from backhand.audit.result import Cause
 from backhand.audit.selftest.trial import DTYPES, F32, F64, Results, Trial
 
@@ -93,7 +93,13 @@ def _named(
     level = F64 if dtype == F64 else max(F32, trial.runs.level, key=_eps)
     sides = Sides(given[dtype].leaves, truth, given[F32].leaves, low, truth)
     some = Sides(*([leaves[i] for i in places] for leaves in sides))
-    found = zip(names, verdicts_on(names, some, level, trial.runs.length), strict=True)
+
+    def nearby() -> list[np.ndarray]:
+        every = trial.nearby(trial.seed if seed is None else seed)
+        return [every[i] for i in places]
+
+    known = Rounding(trial.runs.length, nearby=nearby)
+    found = zip(names, verdicts_on(names, some, level, known), strict=True)
     return {name: verdict for name, verdict in found if not verdict.agrees}
 
 

@@ -13,10 +13,10 @@ from backhand.arrays import is_floating
 from backhand.audit.accuracy import context
 from backhand.audit.diagnosis.pair import Context
 from backhand.audit.paths import NONE, Mistakes
-from backhand.audit.runs import Runs, compiled
+from backhand.audit.runs import Runs, compiled, errors_nearby
 from backhand.audit.selftest.plants import Backward, Bug, Cotangents, Site
 from backhand.audit.settings import of_row
-from backhand.audit.subject import Leaves
+from backhand.audit.subject import Leaves, Subject
 from backhand.audit.subjects import subject_of
 from backhand.catalogue.row import Row
 from backhand.visit import PyTree, Residuals
@@ -76,6 +76,7 @@ class Trial:
         self.paths = self.subject.paths
         self.forward, self.backward = compiled(row.forward), compiled(row.backward)
         self._points: dict[tuple[np.dtype, int], Point] = {}
+        self._near: dict[int, list[np.ndarray]] = {}
 
     def __repr__(self) -> str:
         """The row and its size."""
@@ -89,10 +90,7 @@ class Trial:
         return self._points[key]
 
     def _point(self, dtype: np.dtype, seed: int) -> Point:
-        subject, cotangents = self.subject, self.runs.cotangents
-        if seed != self.seed:
-            subject = subject_of(self.row, self.row.arguments(jnp.float32, seed, **self.sizes))
-            cotangents = [[np.flip(leaf) for leaf in each] for each in cotangents]
+        subject, cotangents = self._given(seed)
         with jax.enable_x64(dtype == F64):
             own, rest = subject.at(dtype)
             arguments = subject.rebuild(own, rest)
@@ -105,6 +103,19 @@ class Trial:
                 for each in cotangents
             ]
         return Point(arguments, residuals, dys, right, _stacked(pulled))
+
+    def _given(self, seed: int) -> tuple[Subject, list[list[np.ndarray]]]:
+        """The subject and the errors of its output, at a seed."""
+        if seed == self.seed:
+            return self.subject, self.runs.cotangents
+        subject = subject_of(self.row, self.row.arguments(jnp.float32, seed, **self.sizes))
+        return subject, [[np.flip(leaf) for leaf in each] for each in self.runs.cotangents]
+
+    def nearby(self, seed: int) -> list[np.ndarray]:
+        """By leaf, the largest errors of autodiff in float32 at points next to those of a seed."""
+        if seed not in self._near:
+            self._near[seed] = errors_nearby(*self._given(seed), self.runs.automatic)
+        return self._near[seed]
 
     @functools.cached_property
     def context(self) -> Context:
