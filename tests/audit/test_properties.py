@@ -86,11 +86,23 @@ def test_a_rule_that_is_another_under_jit_is_found():
 
 def test_too_many_operations_are_not_run_one_by_one():
     def long(x):
-        for _ in range(400):
-            x = jnp.sin(x)
+        for power in range(61):
+            x = x ** (power + 2)
         return x
 
-    assert one(jit, long, W).skipped
+    skipped = one(jit, long, W)
+    assert skipped.skipped
+    assert (
+        "different operations would be compiled by itself, and 50 are the most" in skipped.message
+    )
+
+    def repeated(x):
+        for _ in range(70):
+            x = x * 2
+        return x
+
+    found = one(jit, repeated, W)
+    assert (found.passed, found.skipped) == (True, False), "one operation is compiled once"
 
 
 def test_a_rule_that_mixes_examples_under_vmap_is_found():
