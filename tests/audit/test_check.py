@@ -246,3 +246,16 @@ def test_the_name_and_the_seed_are_the_callers():
     assert first.name == "mine"
     np.testing.assert_array_equal(first.leaves[0].truth, again.leaves[0].truth)
     assert (first.leaves[0].truth != other.leaves[0].truth).any()
+
+
+def test_of_an_impure_function_nothing_else_is_judged():
+    calls = []
+
+    def counted(x):
+        calls.append(None)
+        return len(calls) * x
+
+    audit = bh.check(counted, jnp.ones(3))
+    assert [(f.check, f.passed) for f in audit.findings if not f.skipped] == [("purity", False)]
+    assert "not judged" in str(audit)
+    assert (audit.leaves, audit.cost) == ((), None)

@@ -9,8 +9,8 @@ import jax
 
 from backhand.audit.accuracy import gradients
 from backhand.audit.cost import Programs, cost
-from backhand.audit.inputs import no_side_effects
-from backhand.audit.properties import CHECKS, properties
+from backhand.audit.inputs import no_failing_callbacks, no_side_effects
+from backhand.audit.properties import CHECKS, properties, purity
 from backhand.audit.result import Audit, Finding, Leaf
 from backhand.audit.runs import Runs
 from backhand.audit.subjects import subject_of
@@ -91,15 +91,20 @@ def check(
     # A constant of the subject may be in float32 where the arguments are not.
     with (
         no_side_effects(runs.subject.name),
+        no_failing_callbacks(runs.subject.name),
         jax.numpy_dtype_promotion("standard"),
         Programs(runs) if costs else contextlib.nullcontext() as programs,
     ):
+        pure = list(purity(runs))
+        if "purity" not in skip and not all(found.passed for found in pure):
+            return Audit(runs.subject.name, (), (*pure, *_not_judged()))
         leaves, findings = gradients(runs)
         findings += taylor(runs)
-        findings += properties(runs, all(leaf.agrees for leaf in leaves))
+        findings += pure + properties(runs, all(leaf.agrees for leaf in leaves))
         measured = cost(runs, programs) if programs is not None else None
     leaves, findings = _without_blame(leaves, findings)
-    leaves, findings = _in_order(leaves, findings)
+    # What explains other failures comes first.
+    findings.sort(key=lambda found: found.passed or found.check not in ("purity", "structure"))
     findings = [
         dataclasses.replace(found, passed=True, skipped=True, message="left out on request")
         if found.check in skip
@@ -111,14 +116,11 @@ def check(
     return Audit(runs.subject.name, tuple(leaves), tuple(findings), measured)
 
 
-def _in_order(leaves: list[Leaf], findings: list[Finding]) -> tuple[list[Leaf], list[Finding]]:
-    """What explains other failures comes first; an impure function's gradients have no cause."""
-    if any(found.check == "purity" and not found.passed for found in findings):
-        leaves = [dataclasses.replace(leaf, cause=None) for leaf in leaves]
-        findings = [dataclasses.replace(found, cause=None) for found in findings]
-    return leaves, sorted(
-        findings, key=lambda f: f.passed or f.check not in ("purity", "structure")
-    )
+def _not_judged() -> list[Finding]:
+    """What is not to be judged of a function that is not pure."""
+    why = "not judged: the function is not pure"
+    checks = ("value", "gradient", "accuracy", "taylor", *CHECKS)
+    return [Finding(check, "", True, why, skipped=True) for check in checks if check != "purity"]
 
 
 def _without_blame(leaves: list[Leaf], findings: list[Finding]) -> tuple[list[Leaf], list[Finding]]:

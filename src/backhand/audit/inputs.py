@@ -177,6 +177,11 @@ def shapes(what: str, function: Callable[..., Result], *args: Any, given: str = 
         raise
     except Exception as error:
         text = str(error)
+        if text.startswith("IO callbacks"):
+            raise SideEffectError(
+                f"{what} has a side effect, io_callback{raised_at(error)}: return what it sends, "
+                "or look at it with jax.debug.callback"
+            ) from None
         if "do not support JVP" in text or "not implemented" in text or "differentia" in text:
             raise TypeError(
                 f"{what} is not differentiable: {first_sentence(error)}; give it a rule with "
@@ -211,6 +216,25 @@ def no_side_effects(what: str) -> Iterator[None]:
         raise SideEffectError(
             f"{what} has a side effect: it uses a traced value of an earlier call; return the "
             "value instead, and give it as an argument where it is needed again"
+        ) from None
+
+
+@contextlib.contextmanager
+def no_failing_callbacks(what: str) -> Iterator[None]:
+    """Says in one sentence that what a function calls on the host fails.
+
+    Raises:
+        TypeError: with the original error as its context.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "callback" not in str(error).lower():
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise TypeError(
+            f"{what} calls a function on the host that fails: {lines[-1][:LONGEST]}; it must give "
+            "the shape and dtype that it promises, those of its argument, in float64 too"
         ) from None
 
 

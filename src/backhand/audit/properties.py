@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from backhand.audit.callbacks import callbacks
 from backhand.audit.dtypes import programs
 from backhand.audit.gradient import Rounding, judge, spared
 from backhand.audit.inputs import first_sentence, fresh
@@ -18,6 +19,9 @@ from backhand.audit.subject import Leaves
 MOST_EAGER = 50
 """Different operations that are worth running one by one: each compiles on its own, in 20 to 40 ms.
 A recurrent layer has 30 of them, a block of a transformer 56, a mixture of experts 127."""
+
+SEEN = "which an audit runs many times: what it shows is of no gradient in particular"
+HOST = "which runs on the host: what it gives must depend on its arguments alone"
 
 WHOLE = frozenset({"jit", "pjit", "scan", "while", "cond"})
 """What is compiled as one program wherever it is called."""
@@ -35,6 +39,8 @@ def properties(runs: Runs, right: bool = True) -> list[Finding]:
     """
     findings = []
     for name, check in CHECKS.items():
+        if name == "purity":  # found first, before anything is compiled
+            continue
         if name == "second derivative" and not right:
             findings.append(Finding(name, "", True, "the first is wrong", skipped=True))
             continue
@@ -103,19 +109,25 @@ def _without_examples(own: Leaves, rest: Leaves, batch: int) -> Iterator[list[Le
 
 
 def purity(runs: Runs) -> Iterator[Finding]:
-    """Whether tracing the rule twice gives one program, with the same constants."""
+    """Whether tracing the rule twice gives one program, with the same constants, and no effect."""
     own, rest = runs.subject.at(jnp.float32)
     dy = runs.errors_like(jnp.float32, 0)
-    programs = [jax.make_jaxpr(fresh(runs.subject.pull))(own, rest, dy) for _ in range(2)]
+    traced = [jax.make_jaxpr(fresh(runs.subject.pull))(own, rest, dy) for _ in range(2)]
     message = ""
-    if str(programs[0]) != str(programs[1]):
+    called = callbacks(traced[0].jaxpr)
+    if "io_callback" in called:
+        what = f"io_callback of {called['io_callback']}".removesuffix(" of ")
+        message = f"it has a side effect, {what}; return what it sends, jax.debug.callback shows it"
+    elif str(traced[0]) != str(traced[1]):
         message = "two calls are two programs: it depends on something that changes between calls"
-    else:
-        pairs = zip(programs[0].consts, programs[1].consts, strict=True)
-        if not all(_same(a, b) for a, b in pairs):
-            message = "two calls use different numbers: are there random ones, or a counter?"
-    if message:
         message += "; hand in what changes as an argument"
+    elif not all(_same(a, b) for a, b in zip(traced[0].consts, traced[1].consts, strict=True)):
+        message = "two calls use different numbers: are there random ones, or a counter?"
+        message += "; hand in what changes as an argument"
+    for kind in called:
+        if kind != "io_callback":
+            why = f"it calls {kind}, {SEEN if kind.startswith('jax.debug') else HOST}"
+            yield Finding("side effects", "", True, why, skipped=True)
     yield Finding("purity", "", not message, message or "two calls give one answer")
 
 

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from backhand.audit.dtypes import coarsest
 from backhand.audit.gradient import Rounding, errors
 from backhand.audit.inputs import (
+    RefusedError,
     check_leaks,
     check_outputs,
     check_same_outputs,
@@ -122,7 +123,7 @@ class Runs:
             try:
                 shapes(f"the gradient of {what}", subject.automatic, own, rest, dy)
             except TypeError as error:
-                if not subject.note:
+                if not subject.note or isinstance(error, RefusedError):
                     raise
                 raise TypeError(
                     f"{name} has no reference that JAX can differentiate: {subject.note}, and "
