@@ -287,7 +287,7 @@ def errors_nearby(
                 sides.append([np.asarray(x, np.float64) for x in automatic(given, rest, dy)[1]])
         for i, (low, exact) in enumerate(zip(*sides, strict=True)):
             off = errors(exact[None], low[None])[0]
-            found[i] = np.maximum(found[i], np.where(np.isfinite(off), off, 0))
+            found[i] = np.asarray(np.maximum(found[i], np.where(np.isfinite(off), off, 0)))
     return found
 
 
