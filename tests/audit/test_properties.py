@@ -46,7 +46,7 @@ def one(check, function, *args, reference=None):
 def test_a_right_rule_has_every_property():
     findings = properties(runs(rule(right)))
     assert all(finding.passed and not finding.skipped for finding in findings), findings
-    assert len(findings) == 7
+    assert len(findings) == 6
 
 
 def test_an_empty_batch_has_a_gradient():
