@@ -60,6 +60,22 @@ def test_an_empty_batch_has_a_gradient():
     assert "an empty batch, which the reference takes, fails" in broken.message
     assert one(empty, jnp.sum, X, reference=jnp.sum).skipped
 
+    def refuses(saved, dy):
+        if not len(dy):
+            raise ValueError("give one example at least")
+        return right(saved, dy)
+
+    refused = one(empty, rule(refuses))
+    assert (refused.passed, refused.skipped) == (True, True)
+    assert "by design? an empty batch, which the reference takes, is refused: give one" in (
+        refused.message
+    )
+
+    def padded(saved, dy):
+        return jnp.zeros((max(len(dy), 1), 3)), right(saved, dy)[1]
+
+    assert not one(empty, rule(padded)).passed
+
 
 def test_what_changes_between_calls_is_found():
     counter = itertools.count()

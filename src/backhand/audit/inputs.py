@@ -1,6 +1,7 @@
 """Bad input, each in one sentence, before anything compiles; the original error stays behind it."""
 
 import contextlib
+import dis
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ LONGEST = 240
 
 LIBRARIES = frozenset({"backhand", "beartype", "jax", "jaxlib", "jaxtyping", "numpy"})
 """Whose lines say nothing of a mistake in the code that is audited."""
+
+RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 class RefusedError(TypeError):
@@ -236,6 +239,34 @@ def no_failing_callbacks(what: str) -> Iterator[None]:
             f"{what} calls a function on the host that fails: {lines[-1][:LONGEST]}; it must give "
             "the shape and dtype that it promises, those of its argument, in float64 too"
         ) from None
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether code refuses what it got: a ValueError by its own `raise`.
+
+    NumPy's and JAX's, and Python's of an empty sequence, are of something that went wrong inside.
+
+    Example:
+        >>> def refuse():
+        ...     raise ValueError("give one example at least")
+        >>> found = []
+        >>> for function in (refuse, lambda: max([]), lambda: jnp.stack([])):
+        ...     try:
+        ...         function()
+        ...     except ValueError as error:
+        ...         found.append(is_refusal(error))
+        >>> found
+        [True, False, False]
+    """
+    trace = error.__traceback__
+    if trace is None or not isinstance(error, ValueError):
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    frame = trace.tb_frame
+    library = str(frame.f_globals.get("__name__", "")).split(".")[0]
+    raised = frame.f_code.co_code[trace.tb_lasti] == RAISE
+    return raised and library not in LIBRARIES - {"backhand"}
 
 
 def check_leaks(what: str, function: Callable[..., Any], *args: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from backhand.audit.callbacks import callbacks
 from backhand.audit.dtypes import programs
 from backhand.audit.gradient import Rounding, judge, spared
-from backhand.audit.inputs import first_sentence, fresh
+from backhand.audit.inputs import first_sentence, fresh, is_refusal
 from backhand.audit.result import Finding
 from backhand.audit.runs import COTANGENTS, Runs, compiled
 from backhand.audit.structure import structure
@@ -53,7 +53,10 @@ def properties(runs: Runs, right: bool = True) -> list[Finding]:
 
 
 def empty(runs: Runs) -> Iterator[Finding]:
-    """Whether a batch without examples has a gradient where the reference has one."""
+    """Whether a batch without examples has a gradient where the reference has one.
+
+    A rule may refuse it in words of its own, which is a note.
+    """
     subject = runs.subject
     lengths = {leaf.shape[0] for leaf in runs.leaves if leaf.shape}
     own, rest = subject.shaped(jnp.float32)
@@ -62,7 +65,7 @@ def empty(runs: Runs) -> Iterator[Finding]:
         yield Finding("zero size", "", True, f"no empty batch can be made: {why}", skipped=True)
         return
     (batch,) = lengths
-    why, message, taken = "", "", False
+    why, message, refused = "", "", ""
     for cut in _without_examples(own, rest, batch):
         try:
             y = jax.eval_shape(subject.reference_value, *cut)
@@ -71,11 +74,14 @@ def empty(runs: Runs) -> Iterator[Finding]:
         except Exception as error:
             why = first_sentence(error)
             continue
-        taken = True
         try:
             ours = jax.eval_shape(subject.pull, *cut, dy)[1]
         except Exception as error:
-            message = f"an empty batch, which the reference takes, fails: {first_sentence(error)}"
+            what, said = "an empty batch, which the reference takes,", first_sentence(error)
+            if is_refusal(error):
+                refused = f"by design? {what} is refused: {said}"
+            else:
+                message = f"{what} fails: {said}"
             continue
         for path, a, b in zip(subject.paths, ours, expected, strict=True):
             if a.shape != b.shape:
@@ -84,8 +90,9 @@ def empty(runs: Runs) -> Iterator[Finding]:
                 return
         yield Finding("zero size", "", True, "an empty batch has a gradient of the right shapes")
         return
-    message = message or f"the reference takes no empty batch: {why}"
-    yield Finding("zero size", "", not taken, message, skipped=not taken)
+    passed = not message
+    message = message or refused or f"the reference takes no empty batch: {why}"
+    yield Finding("zero size", "", passed, message, skipped=passed)
 
 
 def _without_examples(own: Leaves, rest: Leaves, batch: int) -> Iterator[list[Leaves]]:
