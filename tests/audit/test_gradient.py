@@ -164,3 +164,14 @@ def test_errors_are_relative_to_the_leaf_or_to_the_largest_where_it_is_zero():
     runs = [np.full((3, 4), 1.5), np.full((3, 4), 0.25), np.zeros((3, 0))]
     assert relative_errors(runs, truth) == pytest.approx([0.5, 0.25, 0.0])
     assert relative_errors([np.ones((3, 2))], [np.ones((3, 4))]) == [np.inf]
+
+
+def test_errors_are_those_of_the_finite_and_a_nan_of_ours_alone_is_one():
+    truth = np.array([[np.nan, 2.0, np.inf, 2.0]])
+    ours = np.array([[np.nan, 3.0, np.inf, 1.0]])
+    assert relative_errors([ours, truth[:, :1]], [truth, truth[:, :1]]) == pytest.approx(
+        [0.5, np.nan], nan_ok=True
+    )
+    ours[0, 1] = np.nan
+    assert relative_errors([ours], [truth]) == [np.inf]
+    assert not one(ours, truth, truth, jnp.float32).agrees

@@ -60,6 +60,15 @@ def test_what_is_wrong_comes_first_with_its_cause_and_what_is_skipped_says_why()
     assert any("2 KiB temporary" in line and "x 512 B, mean 8 B" in line for line in lines)
 
 
+def test_what_the_errors_leave_out_is_counted():
+    truth = np.zeros((3, 4, 2))
+    truth[1, 0, :] = truth[2, 3, 0] = np.nan
+    audit = Audit("f", (leaf(truth=truth), leaf("b")), (RIGHT,))
+    said = "w: the truth is not finite at 3 of 8 elements, which its errors leave out"
+    assert [line.strip() for line in str(audit).splitlines() if "finite" in line] == [said]
+    assert said in audit._repr_html_()
+
+
 @pytest.mark.parametrize("depth", [1, 40])
 def test_no_line_is_longer_than_100_columns(depth):
     path = "/".join(["block"] * depth) + "/w"

@@ -381,7 +381,7 @@ def _low(
         known = Rounding(runs.length, nearby=None if others else runs.nearby)
         ours = spared(run.ours, truth)
         verdicts = judge(runs.subject.paths, ours, truth, run.automatic, coarse, known)
-        errors = (relative_errors(side, truth) for side in (ours, run.automatic))
+        errors = (relative_errors(side, truth) for side in (ours, spared(run.automatic, truth)))
         sizes = list(zip(*errors, strict=True))
         found[dtype] = (verdicts, sizes)
     return found

@@ -170,16 +170,30 @@ def spared(ours: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> list[np.n
 def relative_errors(runs: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> list[float]:
     """Per leaf the root mean square error over the truth's root mean square.
 
-    Of a true gradient that is zero but for rounding, over that of the largest leaf.
+    Of a true gradient that is zero but for rounding, over that of the largest leaf. Elements that
+    are the same NaN or infinity in both are left out; NaN where nothing else is in a leaf, and
+    infinite where an element is not finite in one of the two alone.
+
+    Example:
+        >>> truth = np.array([[1.0, np.nan, 1.0]])
+        >>> relative_errors([np.array([[1.5, np.nan, 0.5]])], [truth])
+        [0.5]
+        >>> relative_errors([np.array([[np.nan, np.nan, 1.0]])], [truth])
+        [inf]
     """
-    sizes = [float(_rms(leaf)) for leaf in truth]
+    sizes = [float(_rms(leaf[np.isfinite(leaf)])) for leaf in truth]
     largest = max(sizes, default=0.0)
     found = []
     for run, leaf, size in zip(runs, truth, sizes, strict=True):
         if np.shape(run) != np.shape(leaf):
             found.append(float("inf"))
             continue
-        wrong = float(_rms(_difference(np.asarray(run, np.float64), leaf)))
+        difference = _difference(np.asarray(run, np.float64), leaf)
+        counted = np.isfinite(leaf) | (difference > 0)
+        if leaf.size and not counted.any():
+            found.append(float("nan"))
+            continue
+        wrong = float(_rms(difference[counted]))
         scale = size if size > ZERO * largest else largest
         found.append(wrong / scale if scale else (0.0 if wrong == 0 else float("inf")))
     return found

@@ -144,7 +144,8 @@ def _leaves(leaves: Sequence[Leaf]) -> str:
                 + (f" {escape(leaf.cause.message)}" if leaf.cause else ""),
             )
         )
-    return _table("Leaf by leaf", head, rows)
+    notes = "".join(f"<p>{escape(leaf.not_finite)}</p>" for leaf in leaves if leaf.not_finite)
+    return _table("Leaf by leaf", head, rows) + notes
 
 
 def _maps(leaves: Iterable[tuple[str, bool, np.ndarray, np.ndarray]]) -> str:

@@ -54,6 +54,17 @@ class Leaf:
     errors: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     cause: Cause | None = None
 
+    @property
+    def not_finite(self) -> str:
+        """Says how many elements its errors leave out, as the truth is not finite there; or ""."""
+        count = int((~np.isfinite(self.truth)).any(axis=0).sum())
+        if not count or not self.errors:
+            return ""
+        return (
+            f"{self.path}: the truth is not finite at {count} of {self.truth[0].size} elements, "
+            "which its errors leave out"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -290,6 +301,8 @@ def _table(leaves: tuple[Leaf, ...]) -> Iterator[str]:
         yield f"  {text}".rstrip()
     if dtypes:
         yield "  * the error of ours / of autodiff, against the truth in float64"
+    for leaf in leaves:
+        yield from _wrapped(leaf.not_finite, "  ")
 
 
 def _cost(cost: Cost) -> Iterator[str]:
