@@ -6,6 +6,7 @@ import pytest
 
 import backhand as bh
 import pytest_backhand
+from backhand.audit.check import SKIPPABLE
 from tests.test_readme import blocks, check_command, commands, run_python
 
 pytest_plugins = ["pytester"]
@@ -21,6 +22,12 @@ def test_the_audit_shown_is_the_one_that_is_printed(capsys):
     shown = [body for language, _, body in blocks(AUDIT) if language == "text"]
     for line in shown[0].splitlines()[:5]:
         assert line in out
+
+
+def test_every_check_that_can_be_left_out_is_listed():
+    table = AUDIT.split("| what must hold |")[1].split("\n\n")[0]
+    rows = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert set(rows) == SKIPPABLE
 
 
 def test_python_blocks_run(capsys, pytestconfig):

@@ -18,6 +18,8 @@ FOUND = {
         "[row.path for row in flipped.rows if not row.agrees] == ['hidden/b']",
         "[round(row.cosine, 4) for row in flipped.rows if not row.agrees] == [-1]",
         "{row.path for row in forgot.rows if not row.agrees} == {'hidden/w', 'hidden/b'}",
+        "[leaf.path for leaf in audit.leaves if not leaf.agrees] == ['w']",
+        "'data:image/png' in audit._repr_html_()",
         "loss_value < 0.5",
         "norms.shape == train['targets'].shape",
         "0.5 < share < 1",
