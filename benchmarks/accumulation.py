@@ -156,15 +156,22 @@ def cost(samples: int) -> Iterator[Result]:
         for count in (7, 8):
             batch = several(part, count)
             accumulated = compiled(bh.accumulate(evaluate, count), params, batch)
-            setting, against = f"{name}, {count} x {size}", f"{count} plain gradients"
-            timing = in_turns(
-                lambda run=accumulated, params=params, batch=batch: run(params, batch),
-                one_by_one(plain, params, part, count),
-                samples=samples,
-            )
             used = temporary(accumulated), temporary(plain)
             megabytes = used[0] / 1e6, used[1] / 1e6
-            yield Result("bh.accumulate", setting, against, *timing, megabytes, memory_ratio(*used))
+            for waits in ("", ", one by one"):
+                timing = in_turns(
+                    lambda run=accumulated, params=params, batch=batch: run(params, batch),
+                    calls(plain, params, part, count, bool(waits)),
+                    samples=samples,
+                )
+                yield Result(
+                    "bh.accumulate",
+                    f"{name}, {count} x {size}",
+                    f"{count} plain gradients{waits}",
+                    *timing,
+                    megabytes,
+                    memory_ratio(*used),
+                )
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -172,15 +179,14 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
     return jax.jit(lambda *given: function(*given)).lower(*arguments).compile()
 
 
-def one_by_one(plain: Any, params: Any, part: Batch, count: int) -> Callable[[], Any]:
-    """`count` gradients, each waiting for the one before, as the steps of a training must.
-
-    Gradients that nothing waits for run two at a time on two cores, in 0.8 to 1 of the time.
-    """
+def calls(plain: Any, params: Any, part: Batch, count: int, waiting: bool) -> Callable[[], Any]:
+    """`count` gradients; `waiting`, each for the one before."""
 
     def run() -> Any:
         for _ in range(count):
-            result = jax.block_until_ready(plain(params, part))
+            result = plain(params, part)
+            if waiting:
+                jax.block_until_ready(result)
         return result
 
     return run
@@ -277,8 +283,9 @@ The same masked batch every way, the gradient's error against float64: the large
 its largest element. A mean of means is another gradient, not a rounded one.""",
     "cost": """Against as many plain gradients
 
-K micro-batches in one call against K plain gradients of one, each of which waits for the one before,
-as the steps of a training do; where nothing waits, two cores run two of them at a time.""",
+K micro-batches in one call against K calls of the plain gradient of one: all asked for at once, so
+that two cores may run two of them at a time, and nothing waits for what they gave; and one by one,
+as in a training whose every step needs the one before.""",
     "memory": """Temporary memory of a step
 
 What XLA allots beside arguments and results. It does not grow with K from 2 on. The floor is what

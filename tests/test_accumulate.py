@@ -231,6 +231,11 @@ def test_what_cannot_be_accumulated_is_refused(unchecked, nothing_compiles):
     with nothing_compiles():
         with pytest.raises(ValueError, match="at least 1 micro-batch, got 0"):
             bh.accumulate(evaluation, 0)
+        with pytest.raises(TypeError, match="a whole number of micro-batches, got"):
+            bh.accumulate(evaluation, 2.0)
+        with pytest.raises(TypeError, match="a value and its gradient"):
+            gradient = jax.grad(lambda params, part: jnp.sum(params))
+            jax.eval_shape(bh.accumulate(gradient, 2), params, data)
         with pytest.raises(TypeError, match=r"such as bh\.value_and_grad"):
             bh.accumulate(None, 2)
         with pytest.raises(ValueError, match="'keep' or 'drop', got 'skip'"):

@@ -14,8 +14,7 @@ from tests.support import assert_close, labels, normal, temporary_bytes
 
 @pytest.mark.parametrize("depth", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("kind", ["outer", "total", "rows", "many"])
-def test_adding_stacked_contributions_is_adding_their_gradients(x64, monkeypatch, kind, depth):
-    monkeypatch.setattr("backhand.blocks.BLOCK", 32)
+def test_adding_stacked_contributions_is_adding_their_gradients(x64, kind, depth):
     group, batch, inputs, outputs = 4, 5, 20, 7
     lead = (group, *depth, batch)
     weight = normal(0, *depth, inputs, outputs)
@@ -28,16 +27,16 @@ def test_adding_stacked_contributions_is_adding_their_gradients(x64, monkeypatch
     }[kind]
     start = normal(4, *param.shape)
     each = [total(jax.tree.map(lambda leaf, g=g: leaf[g], waiting), param) for g in range(group)]
-    ours = jax.jit(added)(start, waiting, param)
+    ours = jax.jit(functools.partial(added, block=32))(start, waiting, param)
     assert_close(ours, start + functools.reduce(jnp.add, each))
 
 
 @pytest.mark.parametrize("inputs", [20, 1, 23], ids=["divides", "one row", "prime"])
-def test_blocks_cover_every_row_once(x64, monkeypatch, inputs):
-    monkeypatch.setattr("backhand.blocks.BLOCK", 32)
+def test_blocks_cover_every_row_once(x64, inputs):
     param = normal(0, inputs, 7)
     outer = bh.Outer(normal(1, 5, inputs), normal(2, 5, 7))
-    assert_close(jax.jit(plus)(param, outer, param), param + total(outer, param))
+    ours = jax.jit(functools.partial(plus, block=32))(param, outer, param)
+    assert_close(ours, param + total(outer, param))
 
 
 def test_what_has_no_gradient_changes_no_sum():

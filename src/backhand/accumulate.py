@@ -8,12 +8,12 @@ that it has in the whole batch: then whatever is collected, not only gradients, 
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -105,7 +105,8 @@ def check_settings(
     """Refuses what cannot be accumulated.
 
     Raises:
-        TypeError: for something that cannot be called, or a weight beside an evaluation.
+        TypeError: for something that cannot be called, a weight beside an evaluation, or a number
+            of micro-batches that is not whole.
         ValueError: for less than 1 micro-batch, an unknown choice, or sums in integers.
     """
     if not callable(function) or isinstance(function, Objective):
@@ -113,7 +114,9 @@ def check_settings(
             f"{name} needs a function that gives gradients, such as bh.value_and_grad(objective); "
             f"got {function!r}"
         )
-    if operator.index(micro_batches) < 1:
+    if not isinstance(micro_batches, int | np.integer):
+        raise TypeError(f"{name} needs a whole number of micro-batches, got {micro_batches!r}")
+    if micro_batches < 1:
         raise ValueError(f"{name} needs at least 1 micro-batch, got {micro_batches}")
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f"nonfinite must be 'keep' or 'drop', got {nonfinite!r}")

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from backhand.arrays import accumulation_dtype, inverse
 from backhand.gradients import Terms
 from backhand.metrics import Reduction, Sum
-from backhand.micro_batches import Micro, like_given, over
+from backhand.micro_batches import Micro, columns, like_given, over
 from backhand.protocol import split_key
 from backhand.visit import Params, PyTree
 
@@ -49,9 +49,12 @@ def of_sums(
     def evaluate(
         params: Params, batch: PyTree, *, key: Array | None = None, **given: Any
     ) -> tuple[Terms, PyTree]:
-        def one(part: PyTree, index: Any, _: PyTree) -> Micro:
+        def call(function: Callable[..., Any], part: PyTree, index: Any) -> Any:
             own = {} if key is None else {"key": split_key(key, index)}
-            return Micro(sums(rebuilt(params), part, **own, **given), (), ())
+            return function(rebuilt(params), part, **own, **given)
+
+        def one(part: PyTree, index: Any, _: PyTree) -> Micro:
+            return Micro(call(sums, part, index), (), ())
 
         whole = over(one, batch, micro_batches, dtype=dtype, drop=drop)
         loss, total, grads = whole.sums
@@ -60,7 +63,10 @@ def of_sums(
         if drop:
             dropped["dropped"] = Sum(jnp.sum(~whole.fine, dtype=jnp.int32))
         terms = Terms(loss, total.astype(loss.dtype), dropped)
-        return terms, like_given(grads, whole.like[2])
+        if weight is None:
+            return terms, like_given(grads, whole.like[2])
+        part = columns(batch, micro_batches).sizes()[0]
+        return terms, like_given(grads, jax.eval_shape(lambda: call(function, part, 0)[1]))
 
     return Accumulated(evaluate)
 
@@ -78,10 +84,22 @@ def rebuilt(params: Params) -> Params:
 def as_sums(
     function: Callable[..., Any], weight: Callable[[PyTree], Array] | None
 ) -> Callable[..., tuple[Array, Array, PyTree]]:
-    """`(params, batch, ...) -> (sum, weight, gradient of the sum)`, of either form of function."""
+    """`(params, batch, ...) -> (sum, weight, gradient of the sum)`, of either form of function.
+
+    A mean times its weight is in at least float32: in float16 it might overflow.
+
+    Raises:
+        TypeError: when called, for a function that gives no pair.
+    """
 
     def sums(params: Params, batch: PyTree, **given: Any) -> tuple[Array, Array, PyTree]:
-        value, grads = function(params, batch, **given)
+        result = function(params, batch, **given)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                "accumulate needs a function that gives a value and its gradient, as "
+                f"jax.value_and_grad(f) does; got {type(result).__name__}"
+            )
+        value, grads = result
         if weight is None:
             total, w = _pair(value)
             return _scalar("sum", total), _scalar("weight", w), grads
@@ -90,7 +108,8 @@ def as_sums(
 
         def of_sum(x: Array) -> Array:
             """A mean of nothing, 0 / 0, is no part of the sum."""
-            return jnp.where(w == 0, 0, w * x.astype(w.dtype)).astype(x.dtype)
+            wide = accumulation_dtype(x.dtype)
+            return jnp.where(w == 0, 0, w.astype(wide) * x.astype(wide))
 
         return of_sum(value), w, jax.tree.map(of_sum, grads)
 

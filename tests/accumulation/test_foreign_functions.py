@@ -226,6 +226,14 @@ def test_trees_that_do_not_fit_are_refused(x64):
         bh.accumulate(sums, 2)(params, {**data, "temperature": jnp.ones(())})
 
 
+def test_a_mean_in_float16_times_its_weight_does_not_overflow():
+    """In a micro-batch of 2,048 examples, of which the mean is 40."""
+    data, params = jnp.full((4096, 1), 40, jnp.float16), jnp.ones(1, jnp.float16)
+    accumulated = bh.accumulate(jax.value_and_grad(mean), 2, weight=len)
+    value, gradient = accumulated(params, data)
+    assert (float(value), float(gradient[0]), gradient.dtype) == (40, 40, jnp.float16)
+
+
 def test_one_number_is_what_a_micro_batch_has_of_each(x64):
     params, predict = plain()
     data = masked()

@@ -230,3 +230,22 @@ def test_bad_input_is_one_sentence_before_anything_compiles(unchecked, nothing_c
             X,
         )
         assert "Pure callbacks" in str(callback.__context__)
+
+
+def test_ways_that_are_not_pure_are_refused(unchecked):
+    calls, kept, x = [], [], jnp.arange(1.0, 5.0)
+
+    def counted(x):
+        calls.append(1)
+        return jnp.sum(x**2) * len(calls)
+
+    def keeping(x):
+        kept.append(x)
+        return jnp.sum(x**2)
+
+    for impure, what in (
+        (counted, "counted is not pure: two calls"),
+        (keeping, "keeping has a si"),
+    ):
+        with pytest.raises(TypeError, match=what):
+            bh.compare(impure, lambda x: jnp.sum(x * x), x)

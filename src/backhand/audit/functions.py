@@ -15,6 +15,7 @@ from backhand.audit.gradient import Rounding, Verdict, errors, judge, tolerance
 from backhand.audit.inputs import (
     check_arguments,
     check_outputs,
+    check_pure,
     check_same_outputs,
     is_array,
     no_side_effects,
@@ -151,6 +152,9 @@ def compare_ways(
     own, rest = shapes_of(given_leaves)
     cotangents, output = _cotangents(subject, ways, own, rest, first)
     ways = tuple(_runnable(way, subject, own, rest, cotangents[0]) for way in ways)
+    with jax.numpy_dtype_promotion("standard"):
+        for way in ways:
+            check_pure(way.name, functools.partial(way.run, subject), own, rest, cotangents[0])
     if not sure:
         _check_values(ways, subject, own, rest)
     # A constant of the functions may be in float32 where the arguments are not.
@@ -317,15 +321,8 @@ def _report(sides: _Sides, own: Leaves, rest: Leaves, rtol: float | None) -> Rep
         leaf = row_of(path, ours[i], other[i], limit)
         agrees = leaf.agrees if rtol is not None else verdict.agrees
         where = leaf.where[1:] if agrees else verdict.where
-        rows.append(
-            dataclasses.replace(
-                leaf,
-                shape=tuple(own[i].shape),
-                dtype=str(own[i].dtype),
-                where=where,
-                agrees=agrees,
-            )
-        )
+        like = {"shape": tuple(own[i].shape), "dtype": str(own[i].dtype)}
+        rows.append(dataclasses.replace(leaf, **like, where=where, agrees=agrees))
     if rtol is None and not all(each.agrees for each in (*verdicts, *outputs)):
         rows, outputs = _settled(sides, rows, outputs, (y, ours), (other_y, other), dtype)
     places = {path: place for place, path in enumerate(subject.order)}

@@ -160,7 +160,7 @@ def shapes(what: str, function: Callable[..., Result], *args: Any, given: str = 
         given: odd arguments in words, for an error that is raised in no line of the user's.
 
     Raises:
-        TypeError: with the original error as its cause.
+        TypeError: with the original error as its context.
     """
     try:
         with no_side_effects(what):
@@ -211,7 +211,7 @@ def no_side_effects(what: str) -> Iterator[None]:
     """Says in one sentence that a function uses what an earlier call left behind.
 
     Raises:
-        SideEffectError: with the original error as its cause.
+        SideEffectError: with the original error as its context.
     """
     try:
         yield
@@ -273,7 +273,7 @@ def check_leaks(what: str, function: Callable[..., Any], *args: Any) -> None:
     """Refuses a function that keeps a traced value: under jit it is a value of no use.
 
     Raises:
-        SideEffectError: with JAX's account of what leaked as its cause.
+        SideEffectError: with JAX's account of what leaked as its context.
     """
     try:
         with jax.checking_leaks():
@@ -284,6 +284,35 @@ def check_leaks(what: str, function: Callable[..., Any], *args: Any) -> None:
                 f"{what} has a side effect: it keeps a traced value outside of the function; "
                 "return the value instead, and give it as an argument where it is needed again"
             ) from None
+
+
+def check_pure(what: str, function: Callable[..., Any], *args: Any) -> None:
+    """Refuses a function whose two calls differ, or that keeps a traced value; see `check_leaks`.
+
+    Raises:
+        SideEffectError: saying which.
+    """
+    check_leaks(what, function, *args)
+    if message := two_calls(function, *args)[1]:
+        raise SideEffectError(f"{what} is not pure: {message}")
+
+
+def two_calls(function: Callable[..., Any], *args: Any) -> tuple[Any, str]:
+    """A function's program, and what differs in that of another call; "" for nothing."""
+    first, second = (jax.make_jaxpr(fresh(function))(*args) for _ in range(2))
+    message = ""
+    if str(first) != str(second):
+        message = "two calls are two programs: it depends on something that changes between calls"
+    elif not all(map(same, first.consts, second.consts)):
+        message = "two calls use different numbers: are there random ones, or a counter?"
+    return first.jaxpr, message and f"{message}; hand in what changes as an argument"
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two arrays hold the same, keys and NaN too."""
+    if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    return bool(np.array_equal(a, b, equal_nan=np.issubdtype(np.asarray(a).dtype, np.floating)))
 
 
 def fresh(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from backhand.audit.callbacks import callbacks
 from backhand.audit.dtypes import programs
 from backhand.audit.gradient import Rounding, judge, spared
-from backhand.audit.inputs import first_sentence, fresh, is_refusal
+from backhand.audit.inputs import first_sentence, is_refusal, same, two_calls
 from backhand.audit.result import Finding
 from backhand.audit.runs import COTANGENTS, Runs, compiled
 from backhand.audit.structure import structure
@@ -119,18 +119,15 @@ def purity(runs: Runs) -> Iterator[Finding]:
     """Whether tracing the rule twice gives one program, with the same constants, and no effect."""
     own, rest = runs.subject.at(jnp.float32)
     dy = runs.errors_like(jnp.float32, 0)
-    traced = [jax.make_jaxpr(fresh(runs.subject.pull))(own, rest, dy) for _ in range(2)]
-    message = ""
-    called = callbacks(traced[0].jaxpr)
+    traced, message = two_calls(runs.subject.pull, own, rest, dy)
+    called = callbacks(traced)
     if "io_callback" in called:
         what = f"io_callback of {called['io_callback']}".removesuffix(" of ")
         message = f"it has a side effect, {what}; return what it sends, jax.debug.callback shows it"
-    elif str(traced[0]) != str(traced[1]):
-        message = "two calls are two programs: it depends on something that changes between calls"
-        message += "; hand in what changes as an argument"
-    elif not all(_same(a, b) for a, b in zip(traced[0].consts, traced[1].consts, strict=True)):
-        message = "two calls use different numbers: are there random ones, or a counter?"
-        message += "; hand in what changes as an argument"
+    elif "pure_callback" in called and not message:
+        first, second = (jax.jit(runs.subject.pull)(own, rest, dy) for _ in range(2))
+        if not all(map(same, jax.tree.leaves(first), jax.tree.leaves(second))):
+            message = "two calls give two answers: what pure_callback calls is not pure"
     for kind in called:
         if kind != "io_callback":
             why = f"it calls {kind}, {SEEN if kind.startswith('jax.debug') else HOST}"
@@ -206,7 +203,7 @@ def nonfinite(runs: Runs) -> Iterator[Finding]:
             if message := _spread(f"{name} at {where}", paths, *sides, at):
                 # How far one spreads in gradients that are lost anyway is no mistake, but a note.
                 lost = value is np.nan and _plain(y, expected_y, len(leaf) if leaf.ndim else 0)
-                wrong.append(Finding("nonfinite", path, not lost, message))
+                wrong.append(Finding("nonfinite", path, not lost, message, skipped=not lost))
                 break
     yield from wrong
     if not wrong:
@@ -348,12 +345,6 @@ def _plain(ours: Leaves, reference: Leaves, length: int) -> bool:
         if sick.any() != expected.any() or (rows > 1 and (sick & ~expected).any()):
             return True
     return False
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        a, b = jax.random.key_data(a), jax.random.key_data(b)
-    return bool(np.array_equal(a, b, equal_nan=np.issubdtype(np.asarray(a).dtype, np.floating)))
 
 
 def _numbers(leaves: Leaves) -> list[np.ndarray]:

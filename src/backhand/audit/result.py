@@ -198,6 +198,9 @@ class Audit:
             dataclasses.replace(self, leaves=()), dict_factory=lambda pairs: dict(pairs)
         )
         values |= {"passed": self.passed, "advice": self.advice}
+        if self.cost is not None:
+            ratios = ("time_ratio", "flops_ratio", "residual_ratio")
+            values["cost"] |= {name: getattr(self.cost, name) for name in ratios}
         values["leaves"] = [
             {
                 field.name: getattr(leaf, field.name)

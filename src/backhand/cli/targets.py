@@ -158,7 +158,8 @@ def _no_module(part: str, inside: str, parent: ModuleType | None) -> str:
         return f"{inside} is a module without others in it; a name in it is {inside}:name"
     known = {each.name for each in pkgutil.iter_modules(parent and parent.__path__)}
     where = f"{inside} has no module {part!r}" if inside else f"there is no module {part!r}"
-    return where + suggestion(part, known)
+    advice = "; run where it can be imported, or name its file, as in path/to/file.py:name"
+    return where + (suggestion(part, known) or ("" if inside else advice))
 
 
 def _attribute(module: ModuleType, place: str, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -130,7 +129,9 @@ def train_step(
             raise ValueError(f"{name} must be above 0, got {norm}")
     if nonfinite not in ("keep", "drop", "skip"):
         raise ValueError(f"nonfinite must be 'keep', 'drop' or 'skip', got {nonfinite!r}")
-    if operator.index(steps_per_call) < 1:
+    if not isinstance(steps_per_call, int | np.integer):
+        raise TypeError(f"steps_per_call must be a whole number, got {steps_per_call!r}")
+    if steps_per_call < 1:
         raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating-point one, got {jnp.dtype(dtype)}")

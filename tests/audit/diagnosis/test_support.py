@@ -94,6 +94,12 @@ def test_a_kink_is_where_an_input_is_zero():
     assert (cause.kind, cause.message) == ("kink", "differs only where `x` is 0: a kink")
 
 
+def test_a_fresh_bias_is_zero_everywhere_and_no_kink():
+    x, other = np.zeros((8, 5)), np.zeros((8, 5))
+    cause = diagnose(0.3 * TRUTH + 0.1, TRUTH, context=Context(inputs={"x": x, "z": other}))
+    assert cause.kind != "kink"
+
+
 def test_a_tie_is_where_two_inputs_are_equal():
     a = np.arange(40.0).reshape(8, 5)
     b = np.where(a % 7 == 0, a, -a - 1)

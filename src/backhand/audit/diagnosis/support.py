@@ -43,9 +43,12 @@ def element(pair: Pair) -> Cause | None:
 
 
 def kink(pair: Pair) -> Cause | None:
-    """Just where an input of the leaf's shape is zero, or two of them are equal."""
+    """Just where an input of the leaf's shape is zero, or two of them are equal.
+
+    Wrong everywhere is no kink: a fresh layer's bias is zero in every element.
+    """
     wrong = _wrong(pair)
-    if not wrong.any() or np.array_equal(wrong, _silent(pair)):
+    if not wrong.any() or wrong.all() or np.array_equal(wrong, _silent(pair)):
         return None
     alike = {path: x for path, x in pair.context.inputs.items() if x.shape == pair.shape}
     for path, x in alike.items():
