@@ -261,7 +261,7 @@ def test_metrics_of_low_precision_are_summed_in_float32():
 @pytest.mark.parametrize("nonfinite", ["keep", "drop"])
 def test_adding_takes_no_second_gradient(nonfinite):
     wide = bh.objective(
-        bh.chain(bh.dense(256), bh.relu(), bh.dense(256), bh.relu(), bh.dense(3)),
+        bh.chain(*[layer for _ in range(4) for layer in (bh.dense(256), bh.relu())], bh.dense(3)),
         bh.losses.softmax_cross_entropy,
     )
     data = jax.tree.map(lambda leaf: leaf[:4], batch())

@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from backhand.arrays import accumulation_dtype, is_floating, zeros_like
-from backhand.blocks import AT_ONCE, BESIDE_WAITING, added, block_size, plus
+from backhand.blocks import BESIDE_WAITING, TOGETHER, added, block_size, plus
 from backhand.contributions import map_owners
 from backhand.visit import Params, PyTree, Summed
 from backhand.waiting import Unsummed, kept
@@ -231,7 +231,7 @@ def like_given(sums: PyTree, like: PyTree) -> PyTree:
 def plus_each(sums: list[Array], new: PyTree) -> list[Array]:
     """Sums with one more term each, in the order of the leaves of `new`."""
     leaves = jax.tree.leaves(new, is_leaf=lambda node: isinstance(node, Summed | Unsummed))
-    block = block_size(sums, AT_ONCE)
+    block = block_size(sums, TOGETHER)
     return [_plus(total, x, block) for total, x in zip(sums, leaves, strict=True)]
 
 

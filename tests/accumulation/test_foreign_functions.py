@@ -229,6 +229,10 @@ def test_trees_that_do_not_fit_are_refused(x64):
 def test_a_mean_in_float16_times_its_weight_does_not_overflow():
     """In a micro-batch of 2,048 examples, of which the mean is 40."""
     data, params = jnp.full((4096, 1), 40, jnp.float16), jnp.ones(1, jnp.float16)
+
+    def mean(p, x):
+        return jnp.mean(x.astype(jnp.float32) @ p.astype(jnp.float32))
+
     accumulated = bh.accumulate(jax.value_and_grad(mean), 2, weight=len)
     value, gradient = accumulated(params, data)
     assert (float(value), float(gradient[0]), gradient.dtype) == (40, 40, jnp.float16)

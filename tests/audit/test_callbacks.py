@@ -44,7 +44,7 @@ def test_a_call_inside_a_loop_is_found_by_its_name():
     [
         (lambda dy: jax.debug.print("{}", dy), "it calls jax.debug.print, which an audit runs"),
         (lambda dy: jax.debug.callback(recorded, dy), "it calls jax.debug.callback, which an"),
-        (lambda dy: jax.pure_callback(recorded, dy, dy), "it calls pure_callback, which runs on"),
+        (lambda dy: jax.pure_callback(np.negative, dy, dy), "it calls pure_callback, which runs"),
     ],
 )
 def test_a_call_to_the_host_is_a_note(called, note):
@@ -54,6 +54,16 @@ def test_a_call_to_the_host_is_a_note(called, note):
         ("purity", True, False),
     ]
     assert found[0].message.startswith(note)
+
+
+def test_a_callback_that_is_not_pure_is_seen():
+    def noisy(dy):
+        return jax.pure_callback(lambda g: np.random.default_rng().random(g.shape, g.dtype), dy, dy)
+
+    findings = list(purity(Runs(subject_of(doubled(noisy), (X,)))))
+    assert (
+        findings[-1].message == "two calls give two answers: what pure_callback calls is not pure"
+    )
 
 
 def test_a_side_effect_is_no_pure_function():

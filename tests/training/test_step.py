@@ -297,7 +297,7 @@ def test_a_step_does_not_wait_for_the_device(monkeypatch):
         ),
         ({"nonfinite": "ignore"}, ValueError, "'keep', 'drop' or 'skip', got 'ignore'"),
         ({"steps_per_call": 0}, ValueError, "steps_per_call must be at least 1, got 0"),
-        ({"steps_per_call": 2.5}, TypeError, "float.* cannot be interpreted as an integer"),
+        ({"steps_per_call": 2.5}, TypeError, "a whole number, got 2.5"),
         ({"dtype": jnp.int32}, ValueError, "dtype must be a floating-point one, got int32"),
     ],
     ids=str,

@@ -321,8 +321,8 @@ def _report(sides: _Sides, own: Leaves, rest: Leaves, rtol: float | None) -> Rep
         leaf = row_of(path, ours[i], other[i], limit)
         agrees = leaf.agrees if rtol is not None else verdict.agrees
         where = leaf.where[1:] if agrees else verdict.where
-        like = {"shape": tuple(own[i].shape), "dtype": str(own[i].dtype)}
-        rows.append(dataclasses.replace(leaf, **like, where=where, agrees=agrees))
+        leaf = dataclasses.replace(leaf, shape=tuple(own[i].shape), dtype=str(own[i].dtype))
+        rows.append(dataclasses.replace(leaf, where=where, agrees=agrees))
     if rtol is None and not all(each.agrees for each in (*verdicts, *outputs)):
         rows, outputs = _settled(sides, rows, outputs, (y, ours), (other_y, other), dtype)
     places = {path: place for place, path in enumerate(subject.order)}
