@@ -90,9 +90,20 @@ class Pair:
             rest: what a relation leaves over.
             of: the part of the difference that the relation is about, if not all of it.
         """
-        wrong = _norm(self.difference if of is None else of)
-        rounding = self.rounding * rest.size**0.5
-        return wrong > 0 and _norm(rest) <= max(UNEXPLAINED * wrong, min(rounding, 0.25 * wrong))
+        wrong = self._wrong if of is None else _norm(of)
+        return wrong > 0 and _norm(rest) <= self._most(wrong, rest.size)
+
+    def hopeless(self, some: np.ndarray) -> bool:
+        """Whether some elements of a rest are too much already for all of it to vanish."""
+        return _norm(some) > self._most(self._wrong, self.ours.size)
+
+    @functools.cached_property
+    def _wrong(self) -> float:
+        return _norm(self.difference)
+
+    def _most(self, wrong: float, size: int) -> float:
+        """The norm of a rest that is nothing beside a difference of norm `wrong`."""
+        return max(UNEXPLAINED * wrong, min(self.rounding * size**0.5, 0.25 * wrong))
 
 
 def fit(ours: np.ndarray, truth: np.ndarray, axis: tuple[int, ...] | None = None) -> np.ndarray:
