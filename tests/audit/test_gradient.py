@@ -175,3 +175,14 @@ def test_errors_are_those_of_the_finite_and_a_nan_of_ours_alone_is_one():
     ours[0, 1] = np.nan
     assert relative_errors([ours], [truth]) == [np.inf]
     assert not one(ours, truth, truth, jnp.float32).agrees
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_a_leaf_further_than_autodiff_is_seen_below_float32(dtype):
+    """As where a sum runs in the low dtype: each element is within 16 roundings of its terms."""
+    rounded = np.asarray(jnp.asarray(TRUTH, dtype), np.float64)
+    eps = float(jnp.finfo(dtype).eps)
+    noise = eps * RNG.standard_normal(TRUTH.shape) * np.abs(TRUTH)
+    assert one(TRUTH + 2 * noise, TRUTH, rounded, dtype).agrees
+    assert not one(TRUTH + 5 * noise, TRUTH, rounded, dtype).agrees
+    assert one(TRUTH + 5 * noise, TRUTH, TRUTH - 2 * noise, dtype).agrees
