@@ -259,3 +259,10 @@ def test_of_an_impure_function_nothing_else_is_judged():
     assert [(f.check, f.passed) for f in audit.findings if not f.skipped] == [("purity", False)]
     assert "not judged" in str(audit)
     assert (audit.leaves, audit.cost) == ((), None)
+
+
+def test_what_a_point_cannot_show_is_a_note(unchecked):
+    audit = bh.check(lambda x, g, b: x * g + b, jnp.arange(3.0), jnp.ones(3), jnp.zeros(3))
+    (note,) = [found for found in audit.findings if found.check == "point"]
+    assert audit.passed and note.skipped
+    assert note.message.startswith("g is 1, b is 0 everywhere: what a rule forgets of it may not")

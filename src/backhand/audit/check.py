@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from backhand.audit.accuracy import gradients
 from backhand.audit.cost import Programs, cost
@@ -101,6 +103,7 @@ def check(
         leaves, findings = gradients(runs)
         findings += taylor(runs)
         findings += pure + properties(runs, all(leaf.agrees for leaf in leaves))
+        findings += _point(runs)
         measured = cost(runs, programs) if programs is not None else None
     leaves, findings = _without_blame(leaves, findings)
     # What explains other failures comes first.
@@ -114,6 +117,17 @@ def check(
     order = {path: place for place, path in enumerate(runs.subject.order)}
     leaves.sort(key=lambda leaf: order.get(leaf.path, len(order)))
     return Audit(runs.subject.name, tuple(leaves), tuple(findings), measured)
+
+
+def _point(runs: Runs) -> list[Finding]:
+    """A note on what this point cannot show: to forget a factor of 1, or a term of 0, is right."""
+    numbers = zip(runs.subject.paths, runs.subject.at(jnp.float32)[0], strict=True)
+    alike = {path: np.unique(np.asarray(leaf)) for path, leaf in numbers if leaf.size > 1}
+    constant = [f"{p} is {v[0]:g}" for p, v in alike.items() if len(v) == 1 and v[0] in (0, 1)]
+    if not constant:
+        return []
+    why = f"{', '.join(constant)} everywhere: what a rule forgets of it may not show here; audit "
+    return [Finding("point", "", True, f"{why}it with random numbers too", skipped=True)]
 
 
 def _not_judged() -> list[Finding]:

@@ -262,7 +262,7 @@ def second(runs: Runs) -> Iterator[Finding]:
     for path, verdict in bad:
         message = (
             f"the derivative of the rule is off by {verdict.relative:.1e} from the reference's "
-            "second derivative"
+            "second derivative: at other values its gradient may be wrong"
         )
         yield Finding("second derivative", path, False, message)
     if not bad:
