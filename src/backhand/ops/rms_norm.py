@@ -87,14 +87,14 @@ def _dscale(residuals: Residuals, dy: Float[Array, "... D"]) -> Total:
     return Total(upcast(dy) * (upcast(residuals.x) * residuals.inverse))
 
 
-def _once_known(known: Float[Array, " D"], x: Array) -> Array:
+def _once_known(known: Float[Array, " D"] | None, x: Array) -> Array:
     """`x`, which on CPU waits for `known`.
 
     XLA puts there in order by how far a value is from the arguments: it would compute dx before
     dscale, and need one array more for what dscale sums. It drops a barrier before it does so, but
     not a choice of which it cannot tell that it always falls on `x`.
     """
-    if known.size == 0 or explicit_sharding(known) is not None:
+    if known is None or known.size == 0 or explicit_sharding(known) is not None:
         return x
 
     def wait(known: Array, x: Array) -> Array:
