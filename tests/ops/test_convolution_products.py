@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from backhand.ops import convolution_lax, convolution_products
 from backhand.ops.convolution_geometry import Geometry
-from tests.ops.reference import quickly
 from tests.support import assert_close, normal
 
 
@@ -81,7 +80,7 @@ def test_any_windows_give_the_sums_over_all_that_meet(problem):
     w = np.asarray(normal(1, *kernel, inputs // windows.groups, outputs), np.float64)
     y = np.asarray(normal(2, batch, *windows.places(sizes, kernel), outputs), np.float64)
     expected = by_loops(x, w, y, windows)
-    with jax.enable_x64(True), quickly():
+    with jax.enable_x64(True):
         for found in COMPILED(x, w, y, windows):
             assert_close(found, jax.tree.map(jnp.asarray, expected))
 
