@@ -231,7 +231,7 @@ def test_what_cannot_be_accumulated_is_refused(unchecked, nothing_compiles):
     with nothing_compiles():
         with pytest.raises(ValueError, match="at least 1 micro-batch, got 0"):
             bh.accumulate(evaluation, 0)
-        with pytest.raises(TypeError, match="a whole number of micro-batches, got"):
+        with pytest.raises(TypeError, match=r"must be a whole number, got 2\.0"):
             bh.accumulate(evaluation, 2.0)
         with pytest.raises(TypeError, match="a value and its gradient"):
             gradient = jax.grad(lambda params, part: jnp.sum(params))
@@ -242,6 +242,8 @@ def test_what_cannot_be_accumulated_is_refused(unchecked, nothing_compiles):
             bh.accumulate(evaluation, 2, nonfinite="skip")
         with pytest.raises(TypeError, match="weight is for other functions"):
             bh.accumulate(evaluation, 2, weight=lambda part: 1.0)
+        with pytest.raises(TypeError, match="weight must be a function of a micro-batch, got 'w'"):
+            bh.accumulate(jax.grad, 2, weight="w")
         mean = jax.value_and_grad(lambda params, part: jnp.sum(params))
         with pytest.raises(ValueError, match="floating-point dtype, got int32"):
             bh.accumulate(evaluation, 2, dtype=jnp.int32)

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -23,7 +22,7 @@ from backhand.foreign import of_sums
 from backhand.gradients import Batch, Evaluate, Evaluation, Objective, Terms
 from backhand.metrics import Sum
 from backhand.micro_batches import Micro, columns, joined, like_given, over, stacked
-from backhand.protocol import split_key
+from backhand.protocol import split_key, whole_number
 from backhand.visit import Collector, Params, PyTree, gradients
 from backhand.waiting import (
     adding,
@@ -105,8 +104,8 @@ def check_settings(
     """Refuses what cannot be accumulated.
 
     Raises:
-        TypeError: for something that cannot be called, a weight beside an evaluation, or a number
-            of micro-batches that is not whole.
+        TypeError: for something that cannot be called, a weight that cannot or is beside an
+            evaluation, or a number of micro-batches that is not whole.
         ValueError: for less than 1 micro-batch, an unknown choice, or sums in integers.
     """
     if not callable(function) or isinstance(function, Objective):
@@ -114,14 +113,14 @@ def check_settings(
             f"{name} needs a function that gives gradients, such as bh.value_and_grad(objective); "
             f"got {function!r}"
         )
-    if not isinstance(micro_batches, int | np.integer):
-        raise TypeError(f"{name} needs a whole number of micro-batches, got {micro_batches!r}")
-    if micro_batches < 1:
+    if whole_number(f"{name}'s number of micro-batches", micro_batches) < 1:
         raise ValueError(f"{name} needs at least 1 micro-batch, got {micro_batches}")
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f"nonfinite must be 'keep' or 'drop', got {nonfinite!r}")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"sums run in a floating-point dtype, got {jnp.dtype(dtype).name}")
+    if weight is not None and not callable(weight):
+        raise TypeError(f"weight must be a function of a micro-batch, got {weight!r}")
     if weight is not None and isinstance(function, Evaluation):
         raise TypeError("weight is for other functions: an evaluation knows the weight of its mean")
 

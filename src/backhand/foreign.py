@@ -97,7 +97,7 @@ def as_sums(
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
                 "accumulate needs a function that gives a value and its gradient, as "
-                f"jax.value_and_grad(f) does; got {type(result).__name__}"
+                "jax.value_and_grad(f) does, not a gradient alone"
             )
         value, grads = result
         if weight is None:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -319,6 +320,18 @@ def split_side(side: Mapping[str, Any]) -> tuple[dict[str, PyTree], dict[str, An
         if value is None or isinstance(value, bool | int | float | str)
     }
     return {name: side[name] for name in side.keys() - settings.keys()}, settings
+
+
+def whole_number(what: str, value: Any) -> int:
+    """The value as an int.
+
+    Raises:
+        TypeError: if it is not a whole number.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be a whole number, got {value!r}") from None
 
 
 def need_floating(name: str, x: Any) -> None:

@@ -249,3 +249,13 @@ def test_ways_that_are_not_pure_are_refused(unchecked):
     ):
         with pytest.raises(TypeError, match=what):
             bh.compare(impure, lambda x: jnp.sum(x * x), x)
+
+
+def test_a_call_that_fails_on_the_host_is_one_sentence(unchecked):
+    def fails(x):
+        return jnp.sum(jax.pure_callback(lambda x: x[:1], x, x))
+
+    rule = jax.custom_vjp(fails)
+    rule.defvjp(lambda x: (fails(x), x), lambda x, dy: (dy * x,))
+    with pytest.raises(TypeError, match=r"^fails or sum calls a function on the host that fails"):
+        bh.compare(rule, jnp.sum, jnp.arange(1.0, 5.0))

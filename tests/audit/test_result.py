@@ -92,6 +92,9 @@ def test_plain_values_survive_json_without_the_elements():
 
 
 def test_ratios_are_manual_over_automatic():
+    costs = Audit("f", (), (RIGHT,), COST).to_dict()["cost"]
+    ratios = {name: costs[name] for name in ("time_ratio", "residual_ratio", "flops_ratio")}
+    assert ratios == {"time_ratio": 0.5, "residual_ratio": 0.5, "flops_ratio": None}
     assert COST.time_ratio == 0.5
     assert COST.residual_ratio == 0.5
     assert COST.flops_ratio is None

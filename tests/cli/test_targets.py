@@ -66,6 +66,7 @@ MISSING = {
     "scripts/notes.txt": "notes.txt is no Python file; its name must end in .py",
     "scripts/": "scripts is a folder; name a file in it",
     "target_packages.deeper": "there is no module 'target_packages'; did you mean 'target_package'",
+    "nowhere_at_all:f": "no module 'nowhere_at_all'; run where it can be imported",
     "target_package.deepest": "target_package has no module 'deepest'; did you mean 'deeper'",
     "target_package.inside": "'inside' is no module, .* write target_package:inside",
     "target_package.deeper.more": "target_package.deeper is a module without others in it",

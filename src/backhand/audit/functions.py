@@ -18,6 +18,7 @@ from backhand.audit.inputs import (
     check_pure,
     check_same_outputs,
     is_array,
+    no_failing_callbacks,
     no_side_effects,
     output_shapes,
     shapes,
@@ -158,7 +159,9 @@ def compare_ways(
     if not sure:
         _check_values(ways, subject, own, rest)
     # A constant of the functions may be in float32 where the arguments are not.
-    with no_side_effects(ways[0].name), jax.numpy_dtype_promotion("standard"):
+    names = " or ".join(way.name for way in ways)
+    promoting = jax.numpy_dtype_promotion("standard")
+    with no_side_effects(ways[0].name), no_failing_callbacks(names), promoting:
         own, rest = jax.tree.map(jnp.asarray, given_leaves)
         return _report(_Sides(subject, ways, cotangents, output), own, rest, rtol)
 

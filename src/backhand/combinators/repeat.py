@@ -1,7 +1,6 @@
 """One layer many times over, by a scan over depth."""
 
 import dataclasses
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from jax import Array, lax
 
 from backhand.combinators.common import around, keys_of, same_shape, with_key
 from backhand.contributions import Leaf
-from backhand.protocol import Layer, Static, output_shape, shapes_of
+from backhand.protocol import Layer, Static, output_shape, shapes_of, whole_number
 from backhand.visit import Collect, Params, PyTree, Residuals, Summed, gradients
 
 
@@ -26,7 +25,7 @@ def repeat(inner: Layer, depth: int) -> Layer:
     Raises:
         ValueError: if depth < 1, or the layer changes the shape or dtype of its input.
     """
-    if operator.index(depth) < 1:
+    if whole_number("repeat's depth", depth) < 1:
         raise ValueError(f"repeat needs a depth of at least 1, got {depth}")
 
     def init(key: Array, x: PyTree, **side: Any) -> Params:

@@ -1,6 +1,5 @@
 """A residual stack that stores no activations: its inputs are rebuilt on the way back."""
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from backhand.combinators.common import (
     uses_of,
     with_key,
 )
-from backhand.protocol import Layer, Static, need_floating, output_shape
+from backhand.protocol import Layer, Static, need_floating, output_shape, whole_number
 from backhand.visit import Collect, Params, PyTree, Residuals, gradients
 
 Halves = tuple[Array, Array]
@@ -79,7 +78,7 @@ def reversible(f: Layer, g: Layer, depth: int) -> Layer:
         Gomez, Ren, Urtasun and Grosse, "The reversible residual network", 2017.
     """
     parts = parts_of("reversible", (), {"f": f, "g": g})
-    if operator.index(depth) < 1:
+    if whole_number("reversible's depth", depth) < 1:
         raise ValueError(f"reversible needs a depth of at least 1, got {depth}")
 
     def branch(index: int, params: Params, half: Array, side: Mapping[str, Any]) -> Any:

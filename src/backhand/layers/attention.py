@@ -1,6 +1,5 @@
 """Multi-head attention: the layer of a transformer in which tokens meet."""
 
-import operator
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from backhand import ops
 from backhand.arrays import accumulation_dtype, reshape_examples
 from backhand.layers.dense import linear, linear_uses
 from backhand.ops.linear import linear_dx
-from backhand.protocol import Layer, layer, need_floating
+from backhand.protocol import Layer, layer, need_floating, whole_number
 from backhand.visit import Params, PyTree
 
 NAME = "multi_head_attention"
@@ -189,7 +188,7 @@ def _check_sizes(
 ) -> None:
     sizes = {"heads": heads, "key_heads": key_heads, "features": features, "head_size": head_size}
     for name, value in {**sizes, "window": window}.items():
-        if value is not None and operator.index(value) < 1:
+        if value is not None and whole_number(f"{NAME}'s {name}", value) < 1:
             raise ValueError(f"{NAME} needs {name} of at least 1, got {value}")
     if heads % key_heads:
         raise ValueError(f"{NAME} needs heads divisible by key heads, got {heads} and {key_heads}")

@@ -1,6 +1,5 @@
 """Convolutional layers."""
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from backhand.ops.convolution import convolution_dx, windows_of
 from backhand.ops.convolution_products import Weights
 from backhand.ops.settings import Padding, PerAxis, per_axis
 from backhand.ops.transposed_convolution import transposed_convolution_dx, windows_onto
-from backhand.protocol import Layer, layer, need_floating
+from backhand.protocol import Layer, layer, need_floating, whole_number
 from backhand.visit import Params, PyTree
 
 
@@ -105,7 +104,7 @@ def depthwise_conv(
     References:
         Chollet, "Xception: deep learning with depthwise separable convolutions", 2016.
     """
-    if operator.index(multiplier) < 1:
+    if whole_number("multiplier", multiplier) < 1:
         raise ValueError(f"depthwise_conv needs a multiplier of at least 1, got {multiplier}")
     make = lecun_normal() if initializer is None else initializer
 
@@ -248,5 +247,5 @@ def _kernel(name: str, kernel_size: PerAxis, x: jax.ShapeDtypeStruct) -> tuple[i
 
 
 def _need_features(name: str, features: int) -> None:
-    if operator.index(features) < 1:
+    if whole_number(f"{name}'s features", features) < 1:
         raise ValueError(f"{name} needs at least 1 feature, got {features}")

@@ -1,7 +1,5 @@
 """The dense (fully connected) layer."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -12,7 +10,7 @@ from backhand import ops
 from backhand.arrays import accumulation_dtype
 from backhand.contributions import Outer, Total
 from backhand.ops.linear import linear_dx
-from backhand.protocol import Layer, layer, need_floating
+from backhand.protocol import Layer, layer, need_floating, whole_number
 from backhand.visit import Params, PyTree
 
 
@@ -37,7 +35,7 @@ def dense(features: int, *, bias: bool = True, initializer: Initializer | None =
         >>> params["w"].shape, params["b"].shape
         ((64, 10), (10,))
     """
-    if operator.index(features) < 1:
+    if whole_number("dense's features", features) < 1:
         raise ValueError(f"dense needs at least 1 feature, got {features}")
     make = lecun_normal() if initializer is None else initializer
 

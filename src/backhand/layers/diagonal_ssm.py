@@ -1,7 +1,5 @@
 """A state-space layer with real decays, one for each part of its state."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -23,7 +21,7 @@ from backhand.contributions import Outer, Total
 from backhand.ops.linear import linear_dx
 from backhand.ops.linear_recurrence import Residuals
 from backhand.ops.recurrent import check_sequence
-from backhand.protocol import Layer, layer
+from backhand.protocol import Layer, layer, whole_number
 from backhand.visit import Params, PyTree
 
 
@@ -62,7 +60,7 @@ def diagonal_ssm(states: int, *, reverse: bool = False) -> Layer:
         Gupta, Gu and Berant, "Diagonal state spaces are as effective as structured state spaces",
         2022; Orvieto et al., "Resurrecting recurrent neural networks for long sequences", 2023.
     """
-    if operator.index(states) < 1:
+    if whole_number("states", states) < 1:
         raise ValueError(f"diagonal_ssm needs at least 1 state, got {states}")
 
     def init(key: Array, x: jax.ShapeDtypeStruct) -> Params:

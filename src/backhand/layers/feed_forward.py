@@ -1,6 +1,5 @@
 """The feed-forward blocks of a transformer: plain and gated."""
 
-import operator
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from backhand.contributions import Outer
 from backhand.layers.dense import linear, linear_uses
 from backhand.ops.gated import checked_activation
 from backhand.ops.linear import linear_dx
-from backhand.protocol import Layer, Op, layer, need_floating
+from backhand.protocol import Layer, Op, layer, need_floating, whole_number
 from backhand.visit import Params, PyTree
 
 
@@ -176,5 +175,5 @@ def _check(name: str, x: jax.ShapeDtypeStruct) -> Any:
 
 def _check_sizes(name: str, hidden: int, features: int | None) -> None:
     for what, size in (("hidden", hidden), ("features", features)):
-        if size is not None and operator.index(size) < 1:
+        if size is not None and whole_number(f"{name}'s {what}", size) < 1:
             raise ValueError(f"{name} needs at least 1 for {what}, got {size}")

@@ -1,7 +1,5 @@
 """A mixture of experts: many feed-forward blocks, of which each token uses a few."""
 
-import operator
-
 import jax
 from jax import Array
 from jax.nn.initializers import Initializer, lecun_normal
@@ -11,7 +9,7 @@ from backhand import ops
 from backhand.arrays import accumulation_dtype
 from backhand.ops.gated import checked_activation
 from backhand.ops.mixture import check_routing, check_tokens, mixture_errors
-from backhand.protocol import Layer, Op, layer
+from backhand.protocol import Layer, Op, layer, whole_number
 from backhand.visit import Params, PyTree
 
 NAME = "mixture_of_experts"
@@ -67,7 +65,7 @@ def mixture_of_experts(
         layer", 2017; Fedus, Zoph and Shazeer, "Switch transformers", 2021.
     """
     for name, size in (("experts", experts), ("hidden", hidden)):
-        if operator.index(size) < 1:
+        if whole_number(f"{NAME}'s {name}", size) < 1:
             raise ValueError(f"{NAME} needs at least 1 for {name}, got {size}")
     check_routing(experts, top_k, capacity_factor)
     act, make = checked_activation(NAME, activation), initializer or lecun_normal()

@@ -1,7 +1,5 @@
 """Where a token is, told by what is added to it."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -11,7 +9,7 @@ from jaxtyping import Float
 from backhand import ops
 from backhand.arrays import accumulation_dtype, explicit_sharding
 from backhand.contributions import Total
-from backhand.protocol import Layer, as_layer, layer, need_floating
+from backhand.protocol import Layer, as_layer, layer, need_floating, whole_number
 from backhand.visit import Params, PyTree
 
 
@@ -35,7 +33,7 @@ def positional_embedding(length: int, *, initializer: Initializer | None = None)
         >>> layer.init(jax.random.key(0), jax.ShapeDtypeStruct((2, 5, 8), "float32"))["table"].shape
         (16, 8)
     """
-    if operator.index(length) < 1:
+    if whole_number("length", length) < 1:
         raise ValueError(f"positional_embedding needs a length of at least 1, got {length}")
     make = normal(0.02) if initializer is None else initializer
 

@@ -22,7 +22,6 @@ The first state is zeros: `jax.tree.map(jnp.zeros_like, model(params, ...)[1])`,
 that is given x alone begins with. Within one program the cut is `jax.lax.stop_gradient(state)`.
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -39,7 +38,7 @@ from backhand.ops.gru import gru_deltas
 from backhand.ops.linear import linear_dx
 from backhand.ops.lstm import lstm_deltas
 from backhand.ops.recurrent import check_sequence, start
-from backhand.protocol import Layer, Op, layer, listed
+from backhand.protocol import Layer, Op, layer, listed, whole_number
 from backhand.visit import Params, PyTree
 
 Reverse: TypeAlias = Callable[[Any, PyTree], tuple[PyTree, Array, PyTree]]
@@ -178,7 +177,7 @@ def _recurrent(
     `inner` names biases (H,) beside b; `states` is how many arrays a state has; `reverse` gives
     contributions, the error of x wx and that of the state.
     """
-    if operator.index(features) < 1:
+    if whole_number(f"{name}'s features", features) < 1:
         raise ValueError(f"{name} needs at least 1 feature, got {features}")
 
     def init(key: Array, x: PyTree) -> Params:

@@ -1,6 +1,5 @@
 """Recurrent layers together: one from each end of a sequence, one on another."""
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.layers.recurrent import apart, given, joined, parts_of
-from backhand.protocol import Layer, output_shape
+from backhand.protocol import Layer, output_shape, whole_number
 from backhand.visit import Params, PyTree, gradients
 
 
@@ -122,7 +121,7 @@ def stacked(make: Callable[..., Layer], features: int, layers: int, **settings: 
     References:
         Graves, Mohamed and Hinton, "Speech recognition with deep recurrent neural networks", 2013.
     """
-    if operator.index(layers) < 1:
+    if whole_number("layers", layers) < 1:
         raise ValueError(f"stacked needs at least 1 layer, got {layers}")
     stack = [make(features, **settings) for _ in range(layers)]
 

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from backhand.arrays import is_floating
 from backhand.gradients import Batch, Objective
+from backhand.protocol import whole_number
 from backhand.recent import Recent
 from backhand.training.clip import by_layer, by_norm, layers_of
 from backhand.training.reverse import reverse_pass
@@ -129,9 +130,7 @@ def train_step(
             raise ValueError(f"{name} must be above 0, got {norm}")
     if nonfinite not in ("keep", "drop", "skip"):
         raise ValueError(f"nonfinite must be 'keep', 'drop' or 'skip', got {nonfinite!r}")
-    if not isinstance(steps_per_call, int | np.integer):
-        raise TypeError(f"steps_per_call must be a whole number, got {steps_per_call!r}")
-    if steps_per_call < 1:
+    if whole_number("steps_per_call", steps_per_call) < 1:
         raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating-point one, got {jnp.dtype(dtype)}")
