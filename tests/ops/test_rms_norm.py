@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import backhand as bh
 from tests.ops.reference import assert_is_its_reference
-from tests.support import assert_close, normal
+from tests.support import assert_close, normal, temporary_bytes
 
 
 @settings(max_examples=200)
@@ -55,3 +55,13 @@ def test_what_cannot_be_normalized_is_refused(unchecked, nothing_compiles):
             jax.eval_shape(bh.ops.rms_norm, shape((2, 4), "float32"), shape((3,), "float32"))
         with pytest.raises(TypeError, match="rms_norm needs floating-point input, got int32"):
             jax.eval_shape(bh.ops.rms_norm, shape((2, 3), "int32"), shape((3,), "float32"))
+
+
+def test_what_dscale_sums_is_never_there_beside_dx():
+    """XLA would order dx before dscale, and hold an array as large as x for it."""
+
+    def run(x, scale, dy):
+        return bh.ops.rms_norm.backward(bh.ops.rms_norm.forward(x, scale)[1], dy)
+
+    x = jnp.ones((128, 64))
+    assert temporary_bytes(run, x, jnp.ones(64), x) < x.nbytes / 4
