@@ -7,7 +7,7 @@ from backhand.ops import convolution_columns, convolution_lax
 from backhand.ops.convolution_geometry import Geometry
 from tests.support import assert_close, normal, temporary_bytes
 
-WINDOWS = Geometry((2, 1), ((1, 0), (0, 2)), (1, 2), 2)
+WINDOWS = Geometry((2, 1), ((1, 0), (0, 2)), (1, 2), 1)
 KERNEL, X, Y = (3, 2), (5, 11, 4, 4), (5, 5, 4, 6)
 
 

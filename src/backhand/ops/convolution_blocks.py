@@ -1,6 +1,7 @@
 """Work on a batch a block of it at a time, so that what it needs on the way stays in the cache."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -13,20 +14,26 @@ def block_size(length: int, most: int) -> int:
     return divisor or most
 
 
+def each_block(
+    step: Callable[[Any, Array | int, int], Any], carry: Any, length: int, most: int
+) -> Any:
+    """`carry` after `step(carry, start, count)` over `length`, at most `most` at a time."""
+    if length == 0:
+        return carry
+    size = block_size(length, most)
+    whole, rest = divmod(length, size)
+    if whole == 1:
+        carry = step(carry, 0, size)
+    else:
+        carry = lax.fori_loop(0, whole, lambda i, carry: step(carry, i * size, size), carry)
+    return step(carry, whole * size, rest) if rest else carry
+
+
 def summed(
     block: Callable[[Array | int, int], Array], length: int, most: int, zeros: Array
 ) -> Array:
     """The sum of `block(start, count)` over `length`, at most `most` at a time."""
-    if length == 0:
-        return zeros
-    size = block_size(length, most)
-    whole, rest = divmod(length, size)
-    if whole == 1:
-        sums = block(0, size)
-    else:
-        starts = size * jnp.arange(whole, dtype=jnp.int32)
-        sums, _ = lax.scan(lambda sums, start: (sums + block(start, size), None), zeros, starts)
-    return sums + block(whole * size, rest) if rest else sums
+    return each_block(lambda sums, *at: sums + block(*at), zeros, length, most)
 
 
 def by_examples(f: Callable[[Array], Array], x: Array, most: int) -> Array:

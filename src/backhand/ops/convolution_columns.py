@@ -32,20 +32,18 @@ the larger of input and error has, so that they are not what memory is needed fo
 
 
 def weights_by_columns(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
-    """The sum over places as products of matrices, one for each group."""
-    groups, wide = windows.groups, accumulation_dtype(x.dtype, y.dtype)
-    inputs, outputs = x.shape[-1] // groups, y.shape[-1] // groups
+    """The sum over places as products of matrices, of one group."""
+    inputs, outputs, wide = x.shape[-1], y.shape[-1], accumulation_dtype(x.dtype, y.dtype)
 
     def product(x: X, y: Y) -> Array:
         seen = taps(x, y.shape[1:-1], windows, kernel)
-        columns = jnp.concatenate([tap.reshape(-1, groups, inputs) for tap in seen], -1)
-        over = (((0,), (0,)), ((1,), (1,)))
-        error = y.reshape(-1, groups, outputs)
+        columns = jnp.concatenate([tap.reshape(-1, inputs) for tap in seen], -1)
+        over, error = (((0,), (0,)), ((), ())), y.reshape(-1, outputs)
         return lax.dot_general(columns, error, over, preferred_element_type=wide)
 
-    zeros = jnp.zeros((groups, math.prod(kernel) * inputs, outputs), wide)
-    dw = in_blocks(product, x, y, windows, kernel, zeros, math.prod(kernel) * x.shape[-1])
-    return jnp.moveaxis(dw, 0, 1).reshape(*kernel, inputs, groups * outputs)
+    size = math.prod(kernel) * inputs
+    dw = in_blocks(product, x, y, windows, kernel, jnp.zeros((size, outputs), wide), size)
+    return dw.reshape(*kernel, inputs, outputs)
 
 
 def in_blocks(

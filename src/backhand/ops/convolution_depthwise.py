@@ -44,7 +44,12 @@ def correlate(x: X, w: W, windows: Geometry) -> Y:
 
 
 def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
-    """Around each place of y are stride - 1 zeros; over those the kernel moves turned round."""
+    """Around each place of y are stride - 1 zeros; over those the kernel moves turned round.
+
+    Outputs of a channel are taken one after another: 8x28x28x32 to 64 by 3x3 took 0.2 of the time
+    of adding them up afterwards, and its `weights` 0.06 of that with each input repeated. All
+    outputs of a single channel are many, and added up.
+    """
     kernel, outputs = w.shape[:-2], w.shape[-1]
     turned = jnp.flip(w, range(windows.rank))
     back = windows.way_back(sizes, kernel)
@@ -53,10 +58,13 @@ def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
     def run(y: Y) -> X:
         wide = upcast(y)
         apart = lax.pad(wide, jnp.zeros((), wide.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
-        found = _weighted(taps(apart, sizes, back, kernel), turned)
+        if windows.groups == 1:
+            given = _weighted(taps(apart, sizes, back, kernel), turned)
+            return jnp.dot(given, jnp.ones((outputs, 1), given.dtype)).astype(y.dtype)
         times = outputs // windows.groups
-        parts = (found[..., part::times] for part in range(times))
-        return functools.reduce(operator.add, parts).astype(y.dtype)
+        parts = ((apart[..., own::times], turned[..., own::times]) for own in range(times))
+        each = (_weighted(taps(error, sizes, back, kernel), own) for error, own in parts)
+        return functools.reduce(operator.add, each).astype(y.dtype)
 
     return by_examples(run, y, _examples((y.shape[0], *sizes, 1), outputs))
 
@@ -66,8 +74,10 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
 
     def product(x: X, y: Y) -> Array:
         lead, error = tuple(range(y.ndim - 1)), upcast(y)
+        errors = [error[..., own::times] for own in range(times)]
         seen = taps(upcast(x), y.shape[1:-1], windows, kernel)
-        return jnp.stack([jnp.sum(_repeated(tap, times) * error, lead) for tap in seen])
+        found = [jnp.stack([jnp.sum(tap * own, lead) for own in errors], -1) for tap in seen]
+        return jnp.stack(found).reshape(-1, y.shape[-1])
 
     zeros = jnp.zeros((math.prod(kernel), y.shape[-1]), accumulation_dtype(x.dtype, y.dtype))
     laid_out = math.prod(kernel) * x.shape[-1]

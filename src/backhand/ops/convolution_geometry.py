@@ -43,6 +43,16 @@ class Geometry:
         """Whether windows neither skip inputs nor have gaps."""
         return set(self.stride) == set(self.dilation) == {1}
 
+    @property
+    def of_one_group(self) -> "Geometry":
+        """The same for the channels of one group."""
+        return dataclasses.replace(self, groups=1)
+
+    @property
+    def of_planes(self) -> "Geometry":
+        """The same without the first axis."""
+        return Geometry(self.stride[1:], self.padding[1:], self.dilation[1:], self.groups)
+
     def reach(self, kernel: Sequence[int]) -> tuple[int, ...]:
         """How many inputs there are from the first to the last of a window."""
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, kernel, strict=True))
