@@ -57,7 +57,7 @@ def scatter(
     """`planes` is the product over two axes, of their y, w, windows and sizes."""
     (depth, *flat), inputs, taps = sizes, w.shape[-2], w.shape[0]
     (stride, dilation), (front, behind) = _steps(windows), windows.padding[0]
-    matrix = _as_channels(w)
+    matrix = _as_channels(upcast(w))
 
     def add(x: X, first: Index, count: int, start: Index, length: int) -> X:
         error = upcast(_slice(y, first, count, start, length))
