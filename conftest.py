@@ -57,8 +57,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+from tests.signatures import check
+
 # Every call in a test checks the shapes and dtypes in the signatures that it passes through.
-install_import_hook("backhand", "beartype.beartype")
+install_import_hook("backhand", f"{check.__module__}.{check.__name__}")
 
 # The same examples on every run; compilation makes the time of one example meaningless.
 settings.register_profile("backhand", deadline=None, derandomize=True, max_examples=25)

@@ -1,6 +1,7 @@
 """Fixtures that any test may ask for, and which tests run on one version alone."""
 
 import contextlib
+import functools
 import gc
 from pathlib import Path
 
@@ -33,6 +34,7 @@ ON_BOTH = [
 ]
 
 
+@functools.cache
 def runs_on_both(path):
     """Whether a file is outside of the tests, or in what runs on both versions."""
     own, tests = Path(path), Path(__file__).parent

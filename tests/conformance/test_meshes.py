@@ -11,6 +11,7 @@ from backhand.catalogue import ROWS, Spec
 from tests.conformance.checks import (
     DISTINCT,
     FIRST,
+    arguments_of,
     automatic,
     by_path,
     call,
@@ -55,12 +56,12 @@ def splits(row, arguments, axis=None):
 
 # A weight split over `model` shows the rest of what one that is not split shows: where a weight may
 # be split, only the first row of a name is taken with whole weights and over `data` too.
-PARAMETRIC = [row for row in ROWS if "model" in str(splits(row, row.arguments(), "model"))]
+PARAMETRIC = [row for row in ROWS if "model" in str(splits(row, arguments_of(row), "model"))]
 PLACED = [row for row in PARAMETRIC if row in FIRST]
 SPLITTABLE = [row for row in PARAMETRIC if "split parameters" not in row.without]
 WHOLE = [row for row in DISTINCT if row in FIRST or row not in SPLITTABLE]
 SPLITS = [(row, axis) for row in SPLITTABLE for axis in AXES if axis == "model" or row in FIRST]
-BATCHED = [row for row in FIRST if "data" in str(splits(row, row.arguments()))]
+BATCHED = [row for row in FIRST if "data" in str(splits(row, arguments_of(row)))]
 UNSPLITTABLE = [row for row in ROWS if "split parameters" in row.without]
 
 
