@@ -1,6 +1,7 @@
 """Settings of every test and doctest, made before JAX is imported, which reads them then."""
 
 import functools
+import gc
 import itertools
 import os
 import subprocess
@@ -72,6 +73,10 @@ if jax.__version_info__ < (0, 12):
     programs = itertools.count()
     context = functools.lru_cache(1)(lambda number, make=mlir.make_ir_context: make())
     mlir.make_ir_context = lambda: context(next(programs) // 100)
+
+# A trace makes many objects and no garbage in cycles; to look for it after every 700 takes a tenth
+# of the time of the tests.
+gc.set_threshold(50_000, 20, 50)
 
 # The same examples on every run; compilation makes the time of one example meaningless.
 settings.register_profile("backhand", deadline=None, derandomize=True, max_examples=25)
