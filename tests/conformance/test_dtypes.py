@@ -72,7 +72,7 @@ def test_no_cotangent_is_further_from_the_truth_than_the_automatic_one(row):
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
 def test_a_cotangent_has_the_dtype_of_its_primal_whatever_the_others_have(row):
     arguments = arguments_of(row)
-    for dtypes in ([jnp.bfloat16], [jnp.bfloat16, jnp.float32], [jnp.float32, jnp.bfloat16]):
+    for dtypes in ([jnp.bfloat16, jnp.float32], [jnp.float32, jnp.bfloat16]):
         own = itertools.cycle(dtypes)
         mixed = jax.tree.map(lambda x, own=own: _cast(x, next(own)), arguments)
         dy = jax.eval_shape(row.reference, *mixed)
