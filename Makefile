@@ -16,7 +16,7 @@ NEWEST_CANDIDATES = $(if $(NEWEST_PYTHON),"$(NEWEST_PYTHON)",python3.14 python3.
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-newest bench format clean check-newest-python
+.PHONY: help demo test test-newest lint lint-newest bench format clean check-newest-python
 
 # $(call find-python,candidates,minor,variable): shell code that leaves in $$python the first
 # candidate that runs and is Python 3.minor or newer, and fails when there is none.
@@ -56,12 +56,16 @@ define install
 @touch $@
 endef
 
-# $(call run-tests,directory,options of pytest)
-define run-tests
-@$(1)/bin/python -c "import sys, jax; print('Python', sys.version.split()[0] + ', jax', jax.__version__)"
+# $(call run-lint,directory)
+define run-lint
 $(1)/bin/ruff check .
 $(1)/bin/ruff format --check .
 $(1)/bin/mypy
+endef
+
+# $(call run-tests,directory,options of pytest)
+define run-tests
+@$(1)/bin/python -c "import sys, jax; print('Python', sys.version.split()[0] + ', jax', jax.__version__)"
 $(1)/bin/python -m pytest $(2) $(PYTEST_ARGS)
 endef
 
@@ -72,11 +76,17 @@ help: ## Show this list
 demo: $(VENV)/.ready-examples ## Train a network on handwritten digits, from nothing installed
 	$(VENV)/bin/python examples/digits.py
 
-test: $(VENV)/.ready-test ## Lint, types and tests on the oldest Python found
+test: lint ## Lint, types and tests on the oldest Python found
 	$(call run-tests,$(VENV))
 
-test-newest: $(NEWEST_VENV)/.ready-test ## The same on the newest Python found (3.13 or newer)
+test-newest: lint-newest ## The same on the newest Python found (3.13 or newer)
 	$(call run-tests,$(NEWEST_VENV),-m "not oldest_only")
+
+lint: $(VENV)/.ready-test ## Lint and types alone
+	$(call run-lint,$(VENV))
+
+lint-newest: $(NEWEST_VENV)/.ready-test
+	$(call run-lint,$(NEWEST_VENV))
 
 bench: $(VENV)/.ready-bench ## Benchmarks against jax.grad and other libraries
 	$(VENV)/bin/python -m benchmarks.foundation

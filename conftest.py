@@ -1,5 +1,8 @@
 """Settings of every test and doctest, made before JAX is imported, which reads them then."""
 
+import functools
+import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -54,11 +57,26 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Figures are drawn without a screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import jax
 from hypothesis import settings
+from jax._src.interpreters import mlir
 from jaxtyping import install_import_hook
 
+from tests.signatures import check
+
 # Every call in a test checks the shapes and dtypes in the signatures that it passes through.
-install_import_hook("backhand", "beartype.beartype")
+install_import_hook("backhand", f"{check.__module__}.{check.__name__}")
+
+# Before 0.12 JAX made a context of MLIR for each program, which took more time than all else that
+# lowering a small one does. As many programs share one here.
+if jax.__version_info__ < (0, 12):
+    programs = itertools.count()
+    context = functools.lru_cache(1)(lambda number, make=mlir.make_ir_context: make())
+    mlir.make_ir_context = lambda: context(next(programs) // 100)
+
+# A trace makes many objects and no garbage in cycles; to look for it after every 700 takes a tenth
+# of the time of the tests.
+gc.set_threshold(50_000, 20, 50)
 
 # The same examples on every run; compilation makes the time of one example meaningless.
 settings.register_profile("backhand", deadline=None, derandomize=True, max_examples=25)

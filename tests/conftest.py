@@ -1,6 +1,7 @@
 """Fixtures that any test may ask for, and which tests run on one version alone."""
 
 import contextlib
+import functools
 import gc
 from pathlib import Path
 
@@ -33,15 +34,33 @@ ON_BOTH = [
 ]
 
 
+@functools.cache
 def runs_on_both(path):
     """Whether a file is outside of the tests, or in what runs on both versions."""
     own, tests = Path(path), Path(__file__).parent
     return tests not in own.parents or any(tests / part in (own, *own.parents) for part in ON_BOTH)
 
 
+def params(item):
+    """What a test is parametrized with, by name."""
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def one_row_after_the_other(items):
+    """Tests of a row in `conformance` follow each other: one process makes what they share."""
+    rows = {
+        place: repr(params(item)["row"])
+        for place, item in enumerate(items)
+        if item.path.parent.name == "conformance" and "row" in params(item)
+    }
+    for place, item in zip(rows, [items[p] for p in sorted(rows, key=rows.get)], strict=True):
+        items[place] = item
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Drawn examples are many programs to compile, and show the same on any version of JAX."""
+    one_row_after_the_other(items)
     for item in items:
         drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
         if drawn or not runs_on_both(item.path):

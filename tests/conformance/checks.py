@@ -14,10 +14,21 @@ from tests.tolerances import tolerance
 NAMES = [repr(row) for row in ROWS]
 
 
+def arguments_of(row, dtype=jnp.float32, seed=0, **sizes):
+    """The row's arguments, made once for all of its tests: a layer's parameters take a trace."""
+    return _arguments(row, jnp.dtype(dtype), seed, jnp.result_type(float), **sizes)
+
+
+@functools.cache
+def _arguments(row, dtype, seed, default, **sizes):
+    """`default` is float64 where that is enabled: what is cached there is of no use elsewhere."""
+    return row.arguments(dtype, seed, **sizes)
+
+
 def is_an_op(row):
     """Whether a layer is nothing but an op, so that its op's row shows all but its rule."""
     name = row.name.removeprefix("layers.")
-    return name != row.name and name in bh.ops.__all__ and not (row.side or row.arguments()[0])
+    return name != row.name and name in bh.ops.__all__ and not (row.side or arguments_of(row)[0])
 
 
 # Where a row costs seconds, what runs the same program as another is left out; and where a setting
@@ -35,7 +46,12 @@ def random_like(y, seed=7):
 
 def problem(row, dtype=jnp.float64, seed=0, **sizes):
     """The row's arguments and a random error of its output."""
-    arguments = row.arguments(dtype, seed, **sizes)
+    return _problem(row, jnp.dtype(dtype), seed, jnp.result_type(float), **sizes)
+
+
+@functools.cache
+def _problem(row, dtype, seed, default, **sizes):
+    arguments = _arguments(row, dtype, seed, default, **sizes)
     return arguments, random_like(jax.eval_shape(row.reference, *arguments), seed + 7)
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from backhand.catalogue import ROWS
@@ -55,7 +56,7 @@ def test_an_empty_batch_gives_no_blame_to_any_parameter(row, edge):
     cotangents = jax.jit(lambda *given: hand_written(row, *given))(arguments, dy)
     primals, _ = floating(arguments)
     assert mismatches(cotangents, primals) == []
-    assert all(not leaf.any() for leaf in cotangents.values())
+    assert not any(np.asarray(leaf).any() for leaf in cotangents.values())
 
 
 @pytest.mark.oldest_only

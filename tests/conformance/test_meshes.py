@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -11,6 +12,7 @@ from backhand.catalogue import ROWS, Spec
 from tests.conformance.checks import (
     DISTINCT,
     FIRST,
+    arguments_of,
     automatic,
     by_path,
     call,
@@ -55,12 +57,12 @@ def splits(row, arguments, axis=None):
 
 # A weight split over `model` shows the rest of what one that is not split shows: where a weight may
 # be split, only the first row of a name is taken with whole weights and over `data` too.
-PARAMETRIC = [row for row in ROWS if "model" in str(splits(row, row.arguments(), "model"))]
+PARAMETRIC = [row for row in ROWS if "model" in str(splits(row, arguments_of(row), "model"))]
 PLACED = [row for row in PARAMETRIC if row in FIRST]
 SPLITTABLE = [row for row in PARAMETRIC if "split parameters" not in row.without]
 WHOLE = [row for row in DISTINCT if row in FIRST or row not in SPLITTABLE]
 SPLITS = [(row, axis) for row in SPLITTABLE for axis in AXES if axis == "model" or row in FIRST]
-BATCHED = [row for row in FIRST if "data" in str(splits(row, row.arguments()))]
+BATCHED = [row for row in FIRST if "data" in str(splits(row, arguments_of(row)))]
 UNSPLITTABLE = [row for row in ROWS if "split parameters" in row.without]
 
 
@@ -160,7 +162,9 @@ def test_inside_shard_map_a_replicated_weight_gets_the_sum_over_the_shards(row):
     single = truth(row)
     parts = [single(*shard)[1] for shard in shards]
     expected = {
-        path: (jnp.concatenate if "data" in spec else sum)([part[path] for part in parts])
+        path: (np.concatenate if "data" in spec else sum)(
+            [np.asarray(part[path]) for part in parts]
+        )
         for path, spec in of_cotangents.items()
     }
     assert_agrees(by_backward, expected, dy)
@@ -176,5 +180,5 @@ def _varying(leaf):
 def _shard(tree, specs, index):
     """What one of the four shards holds."""
     return jax.tree.map(
-        lambda leaf, spec: jnp.split(leaf, 4)[index] if "data" in spec else leaf, tree, specs
+        lambda leaf, spec: np.split(leaf, 4)[index] if "data" in spec else leaf, tree, specs
     )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 import backhand as bh
 from tests.support import assert_close, normal
@@ -48,3 +49,10 @@ def test_what_is_no_dense_layer_is_refused(unchecked, nothing_compiles):
             jax.eval_shape(bh.dense(3).init, key, shape((), "float32"))
         with pytest.raises(TypeError, match=r"got int32 of shape .*or embed it if it holds ids"):
             jax.eval_shape(bh.dense(3).init, key, shape((2, 3), "int32"))
+
+
+def test_the_signature_of_a_layer_made_again_is_checked_again():
+    """The check is made once for all closures of one signature."""
+    for _ in range(2):
+        with pytest.raises(TypeCheckError, match="checking the parameters of backhand"):
+            bh.dense(3).forward({}, jnp.zeros((2, 4), jnp.int32))

@@ -52,9 +52,10 @@ def test_any_routing_has_the_gradient_of_autodiff(setting, share, seed):
 
 def test_an_example_does_not_depend_on_the_others(x64):
     given = arrays()
-    y, balance = OP(*given, capacity_factor=0.6)
+    run = jax.jit(OP.bind(capacity_factor=0.6))
+    y, balance = run(*given)
     for b in range(2):
-        one, own = OP(given[0][b : b + 1], *given[1:], capacity_factor=0.6)
+        one, own = run(given[0][b : b + 1], *given[1:])
         assert_close((one, own), (y[b : b + 1], balance[b : b + 1]))
 
 
@@ -62,9 +63,14 @@ def test_who_finds_no_place_gives_zero_and_gets_no_blame(x64):
     """All tokens choose the first expert, which has two places."""
     x, _, *weights = arrays(tokens=6)
     router, x = jnp.zeros((4, 3)).at[0, 0].set(9.0), x.at[..., 0].set(1.0)
-    how = {"top_k": 1, "capacity_factor": 1.0}
-    (y, balance), residuals = OP.forward(x, router, *weights, **how)
-    dx, *_ = OP.backward(residuals, (jnp.ones_like(y), jnp.zeros_like(balance)), **how)
+    op = OP.bind(top_k=1, capacity_factor=1.0)
+
+    @jax.jit
+    def run(*given):
+        (y, balance), residuals = op.forward(*given)
+        return y, balance, op.backward(residuals, (jnp.ones_like(y), jnp.zeros_like(balance)))[0]
+
+    y, balance, dx = map(np.asarray, run(x, router, *weights))
     assert y[:, :2].all() and not y[:, 2:].any()
     assert dx[:, :2].all() and not dx[:, 2:].any()
     assert (balance > 2.9).all()
@@ -83,9 +89,15 @@ def test_padding_takes_no_place_and_gets_no_blame_whatever_it_holds(x64):
     given = arrays()
     mask = jnp.asarray([[True] * 6, [True] * 3 + [False] * 3])
     x = given[0].at[1, 3:].set(jnp.nan)
-    (y, balance), residuals = OP.forward(x, *given[1:], mask, capacity_factor=None)
-    dx, *dweights = OP.backward(residuals, random_like((y, balance)), capacity_factor=None)
-    alone = OP(x[1:, :3], *given[1:], capacity_factor=None)
+    op = OP.bind(capacity_factor=None)
+
+    @jax.jit
+    def run(*given):
+        y, residuals = op.forward(*given)
+        return y, op.backward(residuals, random_like(y))
+
+    (y, balance), (dx, *dweights) = run(x, *given[1:], mask)
+    alone = jax.jit(op)(x[1:, :3], *given[1:])
     assert_close((y[1:, :3], balance[1:]), alone)
     assert not y[1, 3:].any() and not dx[1, 3:].any()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((dx, dweights)))
