@@ -1,7 +1,6 @@
 """Products of channels in groups, one group after another."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,32 +9,27 @@ from jax import Array, lax
 from backhand.arrays import varying
 
 
-def by_groups(product: Callable[..., Any], groups: int, *arrays: Array) -> Any:
-    """`product` of each group's channels, side by side.
+def by_groups(product: Callable[..., Array], groups: int, *arrays: Array) -> Array:
+    """`product` of each group's channels, side by side: all are on last axes.
 
     Args:
-        product: from arrays with the channels of one group on their last axes to such arrays.
+        product: from arrays with the channels of one group to such an array.
         groups: how many there are.
-        arrays: with the channels of all groups on their last axes.
+        arrays: with the channels of all groups.
     """
 
-    def of(index: Array | int) -> Any:
+    def of(index: Array | int) -> Array:
         return product(*(_part(array, index, array.shape[-1] // groups) for array in arrays))
 
-    def add(index: Array, so_far: Any) -> Any:
-        return jax.tree.map(lambda whole, part: _put(whole, part, index), so_far, of(index))
+    def add(index: Array, so_far: Array) -> Array:
+        found = of(index)
+        start = index * found.shape[-1]
+        return lax.dynamic_update_slice_in_dim(so_far, found, start, found.ndim - 1)
 
-    def empty(part: Any) -> Array:
-        return jnp.zeros((*part.shape[:-1], groups * part.shape[-1]), part.dtype)
-
-    zeros = jax.tree.map(empty, jax.eval_shape(lambda: of(0)))
+    one = jax.eval_shape(lambda: of(0))
+    zeros = jnp.zeros((*one.shape[:-1], groups * one.shape[-1]), one.dtype)
     return lax.fori_loop(0, groups, add, varying(zeros, *arrays))
 
 
 def _part(array: Array, index: Array | int, size: int) -> Array:
     return lax.dynamic_slice_in_dim(array, index * size, size, array.ndim - 1)
-
-
-def _put(whole: Array, part: Array, index: Array) -> Array:
-    start = index * part.shape[-1]
-    return lax.dynamic_update_slice_in_dim(whole, part, start, whole.ndim - 1)

@@ -118,13 +118,7 @@ def scatter_and_weights(x: X, y: Y, w: W, windows: Geometry) -> tuple[X, W]:
         dx = scatter(y, w, windows, x.shape[1:-1])
         return dx, weights(x, y, windows, w.shape[:-2])
 
-    if explicit_sharding(x) is not None:
-        return apart(x, y, w)
-    if _in_groups(w.shape[-2], windows):
-        one = functools.partial(scatter_and_weights, windows=windows.of_one_group)
-        on_cpu = functools.partial(by_groups, one, windows.groups)
-        return lax.platform_dependent(x, y, w, cpu=on_cpu, default=apart)
-    if not _together_on_cpu(x, y, w, windows):
+    if explicit_sharding(x) is not None or not _together_on_cpu(x, y, w, windows):
         return apart(x, y, w)
     on_cpu = functools.partial(convolution_rows.scatter_and_weights, windows=windows)
     return lax.platform_dependent(x, y, w, cpu=on_cpu, default=apart)
