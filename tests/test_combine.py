@@ -152,3 +152,29 @@ def test_what_cannot_be_combined_is_refused():
     negative = {**data, "weights": np.asarray([1.0, 1, 1, 1, 1, -1])}
     with pytest.raises(ValueError, match="weights must be 0 or more"):
         both(params, negative)
+
+
+def test_each_objective_takes_what_it_uses_of_a_batch(x64):
+    """One has no targets, another a side input of its own; what none uses is refused."""
+    apart = bh.objective(MODEL, bh.losses.triplet)
+    both = bh.combine({"l2": SQUARED, "apart": apart}, {"l2": 1.0, "apart": 0.5})
+    data = {**regression(), "inputs": normal(0, BATCH, 3, 3)}
+    data["targets"] = normal(1, BATCH, 3, 2)
+    params = start(both, data)
+    alone = {"inputs": data["inputs"]}
+    assert_close(both(params, data), SQUARED(params, data) + 0.5 * apart(params, alone))
+    with pytest.raises(ValueError, match="'lengths', which the model does not use"):
+        both(params, {**data, "lengths": jnp.ones(BATCH)})
+
+
+@pytest.mark.parametrize(
+    ("objective", "weight", "message"),
+    [
+        (3, 1.0, "needs an objective, made by"),
+        (SQUARED, "1", "the weight of 'a' must be a number, got '1'"),
+        (SQUARED, float("nan"), "the weight of 'a' must be finite, got nan"),
+    ],
+)
+def test_what_cannot_be_weighed_is_refused(unchecked, objective, weight, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        bh.combine({"a": objective}, {"a": weight})

@@ -62,7 +62,7 @@ def test_a_whole_training_step_passes():
 
 def test_a_mean_of_means_is_named():
     message = (
-        r"^2 micro-batches instead of 1 change 0/b by 0\.\d+ .* a mean over .*; add up the sums"
+        r"^2 micro-batches instead of 1 change 0/b by 0\.\d+ .* a mean over .*: add up the sums"
     )
     with pytest.raises(AssertionError, match=message):
         bh.testing.assert_accumulation_exact(by_multi_steps, masked())
@@ -86,8 +86,20 @@ def test_equal_weights_hide_a_mean_of_means():
         (lambda batch, k: {"a": 1.0, "b": 1.0} if k == 1 else {"a": 1.0}, "another structure"),
         (lambda batch, k: batch if k == 1 else batch * jnp.nan, "the result is not finite at 2"),
         (lambda batch, k: batch * jnp.inf, "the result is not finite at 1"),
+        (lambda batch, k: jnp.int32(1_000_000 + k), "change the result by 1e-06"),
+        (lambda batch, k: batch.astype([0, "f4", "bfloat16"][k]), "float32 becomes bfloat16 at 2"),
     ],
-    ids=["sums", "twice divided", "values", "shapes", "structure", "nan", "infinity"],
+    ids=[
+        "sums",
+        "twice divided",
+        "values",
+        "shapes",
+        "structure",
+        "nan",
+        "infinity",
+        "integers",
+        "dtypes",
+    ],
 )
 def test_every_difference_is_caught(wrong, message):
     with pytest.raises(AssertionError, match=message):
@@ -107,6 +119,11 @@ def test_a_difference_below_the_tolerance_passes():
 def test_one_split_has_nothing_to_be_compared_with(splits):
     with pytest.raises(ValueError, match=r"two or more different splits, got \["):
         bh.testing.assert_accumulation_exact(ours, masked(), splits=splits)
+
+
+def test_splits_are_numbers(unchecked):
+    with pytest.raises(TypeError, match="splits is a list of numbers of micro-batches, got 4"):
+        bh.testing.assert_accumulation_exact(ours, masked(), splits=4)
 
 
 def test_a_step_of_other_arguments_is_refused_with_what_is_called(unchecked):

@@ -61,6 +61,7 @@ class Objective:
             something other than gradients may be collected in their place. Accumulation then adds
             to its sums as it goes back; of what is touched, as a sum over objectives is, each
             micro-batch's gradient is made first: the same numbers, in one gradient's more memory.
+        names: what of a batch it knows; None if it does not say.
     """
 
     init: Callable[[Array, Batch], Params]
@@ -69,6 +70,7 @@ class Objective:
     check: Callable[..., None] = lambda params, batch, **given: None
     model: Layer | None = None
     untouched: bool = False
+    names: frozenset[str] | None = None
 
     def __call__(
         self, params: Params, batch: Batch, *, key: Array | None = None, training: bool = True
@@ -204,7 +206,8 @@ def objective(
 
         return jax.eval_shape(predictions, params, batch), found
 
-    return Objective(init, forward, backward, check, model, untouched=True)
+    names = names_of(from_batch, loss.has_targets)
+    return Objective(init, forward, backward, check, model, untouched=True, names=names)
 
 
 def check_objective(objective: Any) -> None:
@@ -217,6 +220,11 @@ def check_objective(objective: Any) -> None:
         raise TypeError(
             f"needs an objective, made by bh.objective(model, loss); got {type(objective).__name__}"
         )
+
+
+def names_of(of_model: frozenset[str], has_targets: bool) -> frozenset[str]:
+    """The names in a batch for a model that takes some, and a loss with targets or without."""
+    return of_model | {"inputs", "weights"} | ({"targets"} if has_targets else set())
 
 
 def check_batch(
@@ -237,8 +245,8 @@ def check_batch(
         raise TypeError(
             f"a batch is a dict with 'inputs' and 'targets', got {type(batch).__name__}"
         )
-    needed = {"inputs", "targets"} if has_targets else {"inputs"}
-    known = needed | {"weights", *names}
+    known = names_of(names, has_targets)
+    needed = {"inputs", "targets"} & known
     for name in sorted(needed - batch.keys()):
         raise ValueError(f"a batch needs {name!r}, got {listed(batch.keys())}")
     for name in sorted(batch.keys() - known):

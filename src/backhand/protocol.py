@@ -334,6 +334,17 @@ def whole_number(what: str, value: Any) -> int:
         raise TypeError(f"{what} must be a whole number, got {value!r}") from None
 
 
+def number(what: str, value: Any) -> float:
+    """The value as a float.
+
+    Raises:
+        TypeError: if it is no number.
+    """
+    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{what} must be a number, got {value!r}")
+    return float(value)
+
+
 def need_floating(name: str, x: Any) -> None:
     """Refuses an input that has no cotangent.
 

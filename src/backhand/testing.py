@@ -18,22 +18,25 @@ def assert_accumulation_exact(
 ) -> None:
     """Passes if a step gives the same for a batch however many micro-batches it is computed in.
 
-    Give it a batch that is masked or ragged: equal weights hide a mean of means.
+    Give it a batch that is masked or ragged: equal weights hide a mean of means. And give it
+    gradients, or parameters after plain descent: the first update of Adam does not depend on how
+    large a gradient is. Dropout must be off, for a key of each micro-batch's own is another noise.
 
     Args:
-        step: `(batch, micro_batches) -> tree`, for instance of a loss and gradients, or of updated
-            parameters; all else that it needs is bound to it.
+        step: `(batch, micro_batches) -> tree`, for instance of a loss and gradients; all else that
+            it needs is bound to it.
         batch: what the step takes.
-        splits: numbers of micro-batches; the first is what the others are held against.
+        splits: numbers of micro-batches; the first is what the others are held against. One that
+            does not divide the batch shows whether the rest is dropped.
         rtol: the largest difference, over the largest magnitude in the leaf. Any leaf may also be
             off by 8 roundings of the largest magnitude in the tree, in float32 at the coarsest: a
             gradient that is zero but for rounding, as that of a key's bias in attention, has no
-            relative error.
+            relative error. Integers are to be the same.
 
     Raises:
-        AssertionError: naming the split, the leaf, by how much it is off and what does that; for a
-            leaf that is not finite.
-        TypeError: for a step of other arguments.
+        AssertionError: naming the split, the leaf, by how much it is off and what does that, where
+            the numbers show it; for a leaf that is not finite, or of another shape or dtype.
+        TypeError: for a step of other arguments, or splits that are not a list of numbers.
         ValueError: for fewer than two different splits, or a step that gives nothing.
 
     Example:
@@ -49,6 +52,8 @@ def assert_accumulation_exact(
         2 micro-batches instead of 1 change the result by 0.25 of its largest magnitude: ...
     """
     _check_signature(step)
+    if np.ndim(splits) != 1 or np.asarray(splits).dtype.kind not in "iu":
+        raise TypeError(f"splits is a list of numbers of micro-batches, got {splits!r}")
     if len(set(splits)) < 2:
         raise ValueError(
             f"accumulation is compared between two or more different splits, got {list(splits)}"
@@ -63,15 +68,17 @@ def assert_accumulation_exact(
             f"{split} micro-batches instead of {splits[0]} give a tree of another structure"
         )
         for (path, a), (_, b) in zip(first, other, strict=True):
-            floor = 8 * _rounding(a) * largest
-            a, b = _numbers(a), _numbers(b)
             name = jax.tree_util.keystr(path, simple=True, separator="/") or "the result"
+            dtypes = _dtype(a), _dtype(b)
+            assert dtypes[0] == dtypes[1], f"{name}: {dtypes[0]} becomes {dtypes[1]} at {split}"
+            real, floor = _is_floating(a), 8 * _rounding(a) * largest
+            a, b = _numbers(a), _numbers(b)
             assert a.shape == b.shape, f"{name}: {a.shape} becomes {b.shape} at {split}"
             for values, at in ((a, splits[0]), (b, split)):
                 assert np.isfinite(values).all(), f"{name} is not finite at {at}"
             magnitude = np.abs(a).max(initial=0) or 1.0
             off = np.abs(a - b).max(initial=0)
-            assert off <= max(rtol * magnitude, floor), (
+            assert off <= (max(rtol * magnitude, floor) if real else 0), (
                 f"{split} micro-batches instead of {splits[0]} change {name} by "
                 f"{off / magnitude:.3g} of its largest magnitude: {_cause(a, b, split, splits[0])}"
             )
@@ -119,8 +126,9 @@ def _cause(first: Any, other: Any, split: int, one: int) -> str:
         if whole and ratio != 1 and abs(factor - ratio) <= 1e-3 * ratio:
             return f"it is {factor:.3g} times as large, so {cause}"
     return (
-        "a mean over micro-batches of their means is off so where these weigh differently; add up "
-        "the sums and the weights, and divide once"
+        "most often a mean over micro-batches of their means, which is off where these weigh "
+        "differently: add up the sums and the weights, and divide once. Examples that are left out "
+        "where a split does not divide them, noise, and sums in low precision are off too"
     )
 
 

@@ -6,18 +6,24 @@ import optax
 import pytest
 
 import backhand as bh
-from backhand.training.clip import layers_of
+from backhand.training.clip import by_norm, layers_of, norm
 from tests.support import assert_close, normal
 from tests.training.common import OBJECTIVE, batch, begin, gradient, one_step, updates
 
 
-@pytest.mark.parametrize("norm", [0.01, 100.0])
-def test_the_whole_gradient_is_clipped_as_optax_does_it(x64, norm):
-    before, state, metrics = one_step(clip_norm=norm, accumulate=3)
+@pytest.mark.parametrize("largest", [0.01, 100.0])
+def test_the_whole_gradient_is_clipped_as_optax_does_it(x64, largest):
+    before, state, metrics = one_step(clip_norm=largest, accumulate=3)
     plain = gradient(before)
-    clipped, _ = optax.clip_by_global_norm(norm).update(plain, optax.EmptyState())
+    clipped, _ = optax.clip_by_global_norm(largest).update(plain, optax.EmptyState())
     assert_close(updates(before, state), clipped, 1e-9)
     assert_close(metrics["gradient_norm"], optax.tree.norm(plain))
+
+
+def test_the_norm_of_a_low_dtype_is_that_of_its_numbers():
+    grads = {"w": jnp.full(4, 300, jnp.float16)}
+    assert float(norm(grads)) == 600
+    assert by_norm(grads, 6.0)["w"].tolist() == [3, 3, 3, 3]
 
 
 def test_each_layer_is_clipped_on_its_own(x64):

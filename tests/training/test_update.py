@@ -1,5 +1,7 @@
 """The rule updates what it should, and nothing where a number would cease to be finite."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,3 +165,42 @@ def test_a_rule_that_is_given_what_it_may_not_touch_does_not_see_it():
             state, _ = step(state, batch())
         ends.append(state.params[2])
     assert_close(*ends, 1e-4)
+
+
+class Seen(NamedTuple):
+    """A loss with its gradient: what a rule is told, and what it finds by `value_fn`."""
+
+    told: Any
+    found: Any
+
+
+def note(updates, state, params, *, value, grad, value_fn, **_):
+    found = jax.value_and_grad(value_fn)(params)
+    return jax.tree.map(jnp.zeros_like, updates), Seen((value, grad), found)
+
+
+NOTING = optax.GradientTransformationExtraArgs(
+    lambda params: Seen(*[(jnp.zeros(()), params)] * 2), note
+)
+
+
+def noted(state):
+    return [optax.tree.get(state.opt_state, name) for name in Seen._fields]
+
+
+@pytest.mark.parametrize("options", [{"nonfinite": "drop"}, {"clip_example_norm": 1e9}])
+def test_the_loss_as_a_function_is_that_of_the_step(x64, options):
+    """The same micro-batches with the same noise, and without those that are dropped."""
+    data = sick(2) if "nonfinite" in options else batch()
+    options = {**options, "accumulate": 4}
+    state = begin(NOTING, NOISY, key=jax.random.key(3))
+    _, state, metrics = one_step(NOTING, NOISY, data, state, **options)
+    told, found = noted(state)
+    assert np.isfinite(told[0]) and metrics.get("skipped", 0) == 0
+    assert_close(found, told)
+
+
+def test_the_gradient_of_the_loss_as_a_function_is_not_clipped(x64):
+    _, state, _ = one_step(NOTING, clip_example_norm=1e-3)
+    (_, clipped), (_, whole) = noted(state)
+    assert float(optax.tree.norm(whole)) > 10 * float(optax.tree.norm(clipped))

@@ -17,7 +17,13 @@ def by_norm(grads: PyTree, max_norm: float) -> PyTree:
         grads: g, a tree of arrays.
         max_norm: c.
     """
-    return scaled(grads, max_norm / jnp.maximum(optax.tree.norm(grads), max_norm))
+    return scaled(grads, max_norm / jnp.maximum(norm(grads), max_norm))
+
+
+def norm(grads: PyTree) -> Array:
+    """The norm of all leaves together; in float32 of lower ones, whose squares overflow."""
+    wide: Array = optax.tree.norm(jax.tree.map(upcast, grads))
+    return wide
 
 
 def by_layer(grads: PyTree, layers: PyTree, max_norm: float) -> PyTree:
@@ -63,7 +69,7 @@ def scaled(grads: PyTree, factors: Array) -> PyTree:
     """The gradients times their factors, of the shape of their leading axes."""
 
     def times(g: Array) -> Array:
-        rest = (1,) * (g.ndim - factors.ndim)
-        return g * factors.astype(g.dtype).reshape(*factors.shape, *rest)
+        wide, rest = upcast(g), (1,) * (g.ndim - factors.ndim)
+        return (wide * factors.astype(wide.dtype).reshape(*factors.shape, *rest)).astype(g.dtype)
 
     return jax.tree.map(times, grads)

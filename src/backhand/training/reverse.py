@@ -93,6 +93,33 @@ def reverse_pass(
     return reverse
 
 
+def as_function(
+    reverse: Callable[..., Found],
+    batch: dict[str, PyTree],
+    key: Array | None,
+    loss_scale: Array | None,
+) -> Callable[[Params], Array]:
+    """The loss that a reverse pass finds as a function of the parameters, with its gradient.
+
+    For update rules that look for the length of a step: they see what the step sees, in as little
+    memory.
+    """
+
+    def run(params: Params) -> Found:
+        return reverse(params, batch, key, loss_scale)
+
+    def forward(params: Params) -> tuple[Array, PyTree]:
+        found = run(params)
+        return found.loss, found.gradients
+
+    def backward(grads: PyTree, error: Array) -> tuple[PyTree]:
+        return (scaled(grads, error),)
+
+    loss_of = jax.custom_vjp(lambda params: run(params).loss)
+    loss_of.defvjp(forward, backward)
+    return loss_of
+
+
 def _evaluation(
     objective: Objective, way: Way, clip_example_norm: float | None, frozen: Sequence[str]
 ) -> Evaluation:

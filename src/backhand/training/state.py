@@ -170,6 +170,16 @@ def learned(params: Params, frozen: Sequence[str] = ()) -> PyTree:
     return jax.tree.map(lambda own, fixed: own and not fixed, learnable, at(params, frozen))
 
 
+def check_paths(frozen: Sequence[str]) -> None:
+    """Refuses a text where a list of them is meant.
+
+    Raises:
+        ValueError: saying what to write.
+    """
+    if isinstance(frozen, str):
+        raise ValueError(f"frozen takes a list of paths, got the text {frozen!r}: [{frozen!r}]")
+
+
 def at(params: Params, frozen: Sequence[str]) -> PyTree:
     """True for each parameter at one of the paths, running statistics among them.
 
@@ -180,8 +190,7 @@ def at(params: Params, frozen: Sequence[str]) -> PyTree:
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
-    if isinstance(frozen, str):
-        raise ValueError(f"frozen takes a list of paths, got the text {frozen!r}: [{frozen!r}]")
+    check_paths(frozen)
     for pattern in frozen:
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise ValueError(f"frozen: no parameter is at {pattern!r}; there are {listed(paths)}")

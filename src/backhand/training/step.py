@@ -14,11 +14,11 @@ from jax.typing import DTypeLike
 
 from backhand.arrays import is_floating
 from backhand.gradients import Batch, Objective
-from backhand.protocol import whole_number
+from backhand.protocol import number, whole_number
 from backhand.recent import Recent
-from backhand.training.clip import by_layer, by_norm, layers_of
-from backhand.training.reverse import reverse_pass
-from backhand.training.state import TrainState, learning
+from backhand.training.clip import by_layer, by_norm, layers_of, norm
+from backhand.training.reverse import as_function, reverse_pass
+from backhand.training.state import TrainState, check_paths, learning
 from backhand.training.update import unless_it_breaks, updating
 from backhand.visit import PyTree
 
@@ -72,20 +72,24 @@ def train_step(
 ) -> TrainStep:
     """A jitted step `(state, batch) -> (state, metrics)`.
 
-    The state is donated: use the one that comes back. Compiled once for each shape of batch, and
-    dispatched without waiting for the device.
+    The state is donated: use the one that comes back. Compiled once for each shape of batch and
+    place of its arrays, and dispatched without waiting for the device. Put the state where the
+    batches are put: one that was left where it was made comes back where they are, which the second
+    step is compiled for again.
 
     Args:
         objective: what to minimize.
         optimizer: any Optax update rule, the one that the state was made with. Rules that ask for
             them get the loss (`value`), the gradient (`grad`) and, as a function of the parameters
-            that are trained, the loss of the batch (`value_fn`).
+            that are trained, the loss of the batch (`value_fn`): as the step computes it, in the
+            same micro-batches with the same keys, leaving out those that it has to.
         accumulate: the number of micro-batches that a batch is computed in; see `bh.accumulate`.
         gradients: "manual" for the hand-written reverse pass, "automatic" for `jax.grad`.
         clip_norm: the largest norm of the whole gradient, after accumulation.
         clip_layer_norm: likewise of each layer's gradient: a layer is what `bh.layer` makes, such
             as `bh.dense` and `bh.multi_head_attention`; repeated ones are clipped one by one.
-        clip_example_norm: likewise of each example's; see `bh.value_and_clipped_grad`.
+        clip_example_norm: likewise of each example's, times its weight; see
+            `bh.value_and_clipped_grad`.
         frozen: paths of parameters that are not trained, such as "tokens/*"; see `learned`. Layers
             that are to be as in evaluation, batch norm by its running statistics, are in `freeze`.
         dtype: of the activations: floating-point inputs are cast to it; parameters, sums and
@@ -110,8 +114,8 @@ def train_step(
             objective refuses, an optimizer state or an average of other parameters, a dtype that
             nothing would be computed in, or an objective's metric with a name in
             `backhand.metrics.RESERVED`; before anything compiles. Values are looked at where they
-            are on the host: on the device, a negative weight and an impossible label make the loss
-            NaN.
+            are on the host: on the device, a negative weight makes loss and gradient NaN, an
+            impossible label the loss, and adds nothing to the gradient.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp, optax
@@ -125,40 +129,42 @@ def train_step(
         (1, ['empty', 'gradient_norm', 'loss'])
     """
     learning(optimizer, ())
-    for name, norm in (("clip_norm", clip_norm), ("clip_layer_norm", clip_layer_norm)):
-        if norm is not None and not norm > 0:
-            raise ValueError(f"{name} must be above 0, got {norm}")
+    for name, most in (("clip_norm", clip_norm), ("clip_layer_norm", clip_layer_norm)):
+        if most is not None and not number(name, most) > 0:
+            raise ValueError(f"{name} must be above 0, got {most}")
     if nonfinite not in ("keep", "drop", "skip"):
         raise ValueError(f"nonfinite must be 'keep', 'drop' or 'skip', got {nonfinite!r}")
     if whole_number("steps_per_call", steps_per_call) < 1:
         raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating-point one, got {jnp.dtype(dtype)}")
-    reverse = reverse_pass(
+    check_paths(frozen)
+    passes = functools.partial(
+        reverse_pass,
         objective,
         way=gradients,
         micro_batches=accumulate,
-        clip_example_norm=clip_example_norm,
         frozen=frozen,
         drop=nonfinite == "drop",
     )
+    reverse, unclipped = (passes(clip_example_norm=c) for c in (clip_example_norm, None))
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
         batch, params, scale = _cast(batch, dtype), state.params, state.loss_scale
         key = None if state.key is None else jax.random.fold_in(state.key, state.step)
         found = reverse(params, batch, key, None if scale is None else scale.scale)
-        grads, norm = found.gradients, optax.tree.norm(found.gradients)
-        metrics = {**found.metrics, "gradient_norm": norm}
+        grads, size = found.gradients, norm(found.gradients)
+        metrics = {**found.metrics, "gradient_norm": size}
         if clip_layer_norm is not None:
             grads = by_layer(grads, layers_of(objective, params, batch, key), clip_layer_norm)
         if clip_norm is not None:
             grads = by_norm(grads, clip_norm)
-        loss_of = functools.partial(objective, batch=batch, key=key)
+        loss_of = as_function(unclipped, batch, key, None if scale is None else scale.scale)
         update = updating(optimizer, frozen, found.loss, found.statistics, loss_of)
         if nonfinite == "keep" and scale is None:
             state = update(state, grads)
         else:
-            state, fine = unless_it_breaks(update, state, grads, found.loss, norm)
+            state, fine = unless_it_breaks(update, state, grads, found.loss, size)
             metrics["skipped"] = 1 - fine.astype(jnp.int32)
             if scale is not None:
                 metrics["loss_scale"] = scale.scale
