@@ -43,11 +43,17 @@ def many_steps(samples: int, steps: int = 50) -> Iterator[Result]:
         params = optax.apply_updates(state.params, updates)
         return state._replace(params=params, opt_state=opt_state), {"loss": loss}
 
-    place = "64-64-10, batch 32, AdamW"
+    def memory(jitted: Any, data: Batch) -> int:
+        return temporary(jitted.lower(bh.train_state(params, optimizer), data).compile())
+
+    place, own = "64-64-10, batch 32, AdamW", memory(together.jitted, batches)
     once = runner(together, batches, 1)
     for against, other in ((f"{steps} calls", apart), (f"{steps} calls of plain JAX", plain)):
         timing = in_turns(once, runner(other, batch, steps), samples=samples)
-        yield Result(f"{steps} steps in one call", place, against, *timing, (0, 0), 1.0)
+        used = own, memory(plain if other is plain else apart.jitted, batch)
+        megabytes = used[0] / 1e6, used[1] / 1e6
+        name = f"{steps} steps in one call"
+        yield Result(name, place, against, *timing, megabytes, memory_ratio(*used))
 
 
 def updates(samples: int) -> Iterator[Result]:

@@ -13,7 +13,7 @@ from jax import Array
 
 from backhand.arrays import is_floating, upcast
 from backhand.contributions import Leaf, is_running
-from backhand.protocol import check_key, listed
+from backhand.protocol import check_key, listed, number
 from backhand.visit import Params, PyTree
 
 LARGEST_SCALE = 2.0**24
@@ -103,16 +103,18 @@ def train_state(
         key: for models that use one while training.
         frozen: the step's, paths of parameters that are not trained: no optimizer state for them.
         ema_decay: in [0, 1), keeps a moving average of the parameters.
-        loss_scale: for float16 activations, the scale to begin with, such as 2.0**15.
+        loss_scale: for float16 activations, the scale to begin with, such as 2.0**15. It is halved
+            by a step that overflows, and doubled after 2000 that do not.
 
     Raises:
-        TypeError: if the optimizer is not an `optax.GradientTransformation`.
+        TypeError: if the optimizer is not an `optax.GradientTransformation`, or a setting no
+            number.
         ValueError: for a decay outside [0, 1), a scale outside [1, 2**24], or a path that matches
             nothing.
     """
-    if ema_decay is not None and not 0 <= ema_decay < 1:
+    if ema_decay is not None and not 0 <= number("ema_decay", ema_decay) < 1:
         raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
-    if loss_scale is not None and not 1 <= loss_scale <= LARGEST_SCALE:
+    if loss_scale is not None and not 1 <= number("loss_scale", loss_scale) <= LARGEST_SCALE:
         raise ValueError(f"loss_scale must lie in [1, 2**24], got {loss_scale}")
     if key is not None:
         check_key(key)
