@@ -1,6 +1,7 @@
 """What every recurrent op promises: lengths, directions, states, and what it refuses."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,22 @@ def test_a_sweep_gives_back_what_it_was_given(columns):
     assert (sweep.state(step) == x[:, 1]).all()
     assert (sweep.join(sweep.split(step, 2)) == step).all()
     assert_close(sweep.state(sweep.times(normal(1, 4, 6))(step)), x[:, 1] @ normal(1, 4, 6), 1e-6)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_step_in_low_precision_does_not_convert_the_whole_sequence(columns):
+    def step(h, x):
+        return h + x.astype(jnp.float32), h.astype(jnp.bfloat16)
+
+    def run(h, xs):
+        return Sweep(columns, False).run(step, h, xs)
+
+    xs = jnp.ones((4, 5, 3), jnp.bfloat16)
+    start = jnp.zeros((5, 3) if columns else (4, 3))
+    compiled = jax.jit(run).lower(start, xs).compile()
+    written = re.findall(r"dynamic-update-slice\(%?([a-z]+)", compiled.as_text())
+    assert written and "convert" not in written
+    assert compiled(start, xs)[1].dtype == jnp.bfloat16
 
 
 # The catalogue's batches are small, in columns. Here they are run in rows, as large ones are.

@@ -125,8 +125,8 @@ def elman_forward(
 
     def step(h: Array, own: PyTree) -> tuple[Array, Array]:
         z, keep = own
-        h = chosen(keep, act(upcast(z) + recur(h.astype(z.dtype))), h)
-        return h, h.astype(z.dtype)
+        h = chosen(keep, act(upcast(z) + recur(h.astype(x.dtype))), h)
+        return h, h.astype(x.dtype)
 
     first = sweep.state(start(state, x, units))
     last, hs = sweep.run(step, first, (sweep.sequence(z), steps_kept(sweep, keep)))

@@ -44,7 +44,7 @@ from backhand.visit import PyTree
 
 
 class Residuals(NamedTuple):
-    """What came in, and of every step r, u, n, q_n (`gates`) and the state."""
+    """What came in, and of every step r, u and n (`gates`), q_n (`inner`) and the state."""
 
     x: Float[Array, "B T D"]
     wx: Float[Array, "D G"]
@@ -54,6 +54,7 @@ class Residuals(NamedTuple):
     state: Float[Array, "B H"] | None
     lengths: Integer[Array, " B"] | None
     gates: Float[Array, "T _ _"]
+    inner: Float[Array, "T _ _"]
     h: Float[Array, "T _ _"]
 
 
@@ -128,21 +129,21 @@ def gru_forward(
     half = jnp.repeat(jnp.array([0.5, 0.5, 1.0], x.dtype), units)
     scaled = [whole(w).astype(x.dtype) * half[None] for w in (wx, wh)]
     p = projected(x, scaled[0], whole(b).astype(x.dtype) * half)
-    recur, inner = sweep.times(scaled[1]), sweep.vector(upcast(whole(bn).astype(x.dtype)))
+    recur, added = sweep.times(scaled[1]), sweep.vector(upcast(whole(bn).astype(x.dtype)))
 
     def step(h: Array, own: PyTree) -> tuple[Array, PyTree]:
         p, keep = own
         pr, pu, pn = sweep.split(upcast(p), 3)
-        qr, qu, qn = sweep.split(recur(h.astype(p.dtype)), 3)
+        qr, qu, qn = sweep.split(recur(h.astype(x.dtype)), 3)
         r, u = (0.5 * jnp.tanh(each) + 0.5 for each in (pr + qr, pu + qu))
-        qn = qn + inner
+        qn = qn + added
         n = jnp.tanh(pn + r * qn)
         h = chosen(keep, n + u * (h - n), h)
-        return h, (sweep.join([r, u, n, qn]).astype(p.dtype), h.astype(p.dtype))
+        return h, tuple(each.astype(x.dtype) for each in (sweep.join([r, u, n]), qn, h))
 
     first = sweep.state(start(state, x, units))
     last, saved = sweep.run(step, first, (sweep.sequence(p), steps_kept(sweep, keep)))
-    y = within(keep, sweep.restored(saved[1]))
+    y = within(keep, sweep.restored(saved[2]))
     final = sweep.state(last).astype(x.dtype)
     return (y, final), Residuals(x, wx, wh, b, bn, state, lengths, *saved)
 
@@ -164,24 +165,24 @@ def gru_deltas(
     residuals: Residuals, dy: tuple[Float[Array, "B T H"], Float[Array, "B H"]], *, reverse: bool
 ) -> Deltas:
     """The reverse scan."""
-    x, _, wh, _, _, state, lengths, gates, hs = residuals
+    x, _, wh, _, _, state, lengths, gates, inner, hs = residuals
     sweep, keep, units = sweep_of(x, reverse), kept(lengths, x.shape[1]), wh.shape[0]
     recur = sweep.times(whole(wh).astype(x.dtype).T)
     before = sweep.before(sweep.state(start(state, x, units)), hs)
 
     def step(dh: Array, own: PyTree) -> tuple[Array, tuple[Array, Array]]:
-        dy, gates, h, keep = own
-        r, u, n, qn = sweep.split(upcast(gates), 4)
+        dy, gates, qn, h, keep = own
+        r, u, n = sweep.split(upcast(gates), 3)
         dh_t = dh + upcast(dy)
         dn = dh_t * (1 - u) * (1 - n * n)
-        dr, du = dn * qn * (r * (1 - r)), dh_t * (upcast(h) - n) * (u * (1 - u))
+        dr, du = dn * upcast(qn) * (r * (1 - r)), dh_t * (upcast(h) - n) * (u * (1 - u))
         parts = [chosen(keep, d, jnp.zeros_like(d)) for d in (dr, du, dn, dn * r)]
         dr, du, dn, dqn = (part.astype(x.dtype) for part in parts)
         dh_next = chosen(keep, dh_t * u + recur(sweep.join([dr, du, dqn])), dh)
         return dh_next, (sweep.join([dr, du, dn]), dqn)
 
     error, last = within(keep, dy[0]), sweep.state(upcast(dy[1]))
-    own = (sweep.sequence(error), gates, before, steps_kept(sweep, keep))
+    own = (sweep.sequence(error), gates, inner, before, steps_kept(sweep, keep))
     first, errors = sweep.back(step, last, own)
     dp, dqn = (sweep.restored(each) for each in errors)
     dq = jnp.concatenate([dp[..., : 2 * units], dqn], -1)

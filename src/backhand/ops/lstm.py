@@ -131,11 +131,11 @@ def lstm_forward(
 
     def step(carry: State, own: PyTree) -> tuple[State, PyTree]:
         (h, c), (z, keep) = carry, own
-        gates = slope * jnp.tanh(upcast(z) + recur(h.astype(z.dtype))) + (1 - slope)
+        gates = slope * jnp.tanh(upcast(z) + recur(h.astype(x.dtype))) + (1 - slope)
         i, f, g, o = sweep.split(gates, 4)
         c = chosen(keep, f * c + i * g, c)
         h = chosen(keep, o * jnp.tanh(c), h)
-        return (h, c), (gates.astype(z.dtype), h.astype(z.dtype), c)
+        return (h, c), (gates.astype(x.dtype), h.astype(x.dtype), c)
 
     first = [sweep.state(start(each, x, units)) for each in (h0, c0)]
     last, saved = sweep.run(step, tuple(first), (sweep.sequence(z), steps_kept(sweep, keep)))
