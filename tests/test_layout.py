@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "differentiable": {"protocol", "visit"},
     "blocks": {"arrays", "contributions"},
     "waiting": {"arrays", "blocks", "contributions", "visit"},
-    "micro_batches": {"arrays", "blocks", "contributions", "visit", "waiting"},
+    "carried": {"arrays", "blocks", "contributions", "visit", "waiting"},
+    "micro_batches": {"arrays", "blocks", "carried", "contributions", "visit", "waiting"},
     "foreign": {"arrays", "gradients", "metrics", "micro_batches", "protocol", "visit"},
     "collectors": {"arrays", "contributions", "protocol", "visit"},
     "catalogue": {
@@ -57,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "accumulator": {
         "accumulate",
         "arrays",
+        "carried",
         "foreign",
         "gradients",
         "metrics",

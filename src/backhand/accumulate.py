@@ -61,7 +61,7 @@ def accumulate(
             weight of its mean. A mean alone cannot be accumulated exactly. Where the weight is 0
             the mean is not looked at. A negative weight counts as it is, here and in a pair: sums
             are divided by the sum of the weights.
-        dtype: what sums run in, at least; float64 sums stay float64.
+        dtype: what sums run in, at least: of what has more bits they run in that.
         nonfinite: "drop" leaves out a micro-batch whose loss, weight or gradient has a NaN or Inf,
             with its weight and metrics; their number is the metric "dropped". Of a loss of several
             terms it takes a reverse pass for each. "keep" lets it through.

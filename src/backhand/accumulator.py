@@ -19,10 +19,11 @@ from backhand.accumulate import (
     steered_gradients,
 )
 from backhand.arrays import inverse
+from backhand.carried import Carried, addable, begun, plus_each
 from backhand.foreign import as_sums
 from backhand.gradients import Evaluation, Terms
 from backhand.metrics import Reduction
-from backhand.micro_batches import all_finite, plus_each, zeros
+from backhand.micro_batches import all_finite
 from backhand.protocol import Static, split_key
 from backhand.recent import Recent
 from backhand.visit import Params, PyTree
@@ -37,6 +38,7 @@ class Sums(NamedTuple):
         weight: the sum of its weights, likewise.
         collected: the sums of what is collected; of a loss of several terms with the terms as
             their first axis.
+        lost: what rounding took from each of these; None where that is not kept.
         metrics: the metrics so far.
         added: how many micro-batches were added, int32 ().
         dropped: how many of them were left out for a NaN or Inf, int32 ().
@@ -45,6 +47,7 @@ class Sums(NamedTuple):
     total: PyTree
     weight: PyTree
     collected: PyTree
+    lost: tuple[Array | None, ...]
     metrics: dict[str, Reduction]
     added: Array
     dropped: Array
@@ -120,7 +123,7 @@ def accumulator(
             several terms each has sums of its own, by a reverse pass of its own.
         every: how many micro-batches make a window.
         weight: as for `bh.accumulate`.
-        dtype: what sums run in, and what the gradient comes back in.
+        dtype: what sums run in, at least, and what the gradient comes back in.
         nonfinite: as for `bh.accumulate`.
 
     Raises:
@@ -143,38 +146,38 @@ def accumulator(
     evaluation, drop = function if isinstance(function, Evaluation) else None, nonfinite == "drop"
     one = _of_evaluation(evaluation, drop) if evaluation else _of_sums(function, weight)
 
-    def empty(params: Params, batch: PyTree, key: Array | None) -> Sums:
-        (total, w, collected), metrics = one(params, batch, key, None)
-        metrics = {name: metric.wide(dtype) for name, metric in metrics.items()}
-        counts = (jnp.zeros((), jnp.int32) for _ in range(2))
-        return Sums(total, w, collected, metrics, *counts)
+    def first(params: Params, batch: PyTree, key: Array | None) -> tuple[PyTree, PyTree]:
+        added, metrics = one(params, batch, key, None)
+        return added, {name: metric.wide(dtype) for name, metric in metrics.items()}
 
     def init(params: Params, batch: PyTree, *, key: Array | None = None) -> Sums:
         if evaluation:
             evaluation.objective.check(params, batch)
             batch = dict(batch)
         arrays, rest = parted(params)
-        like = jax.eval_shape(
-            lambda *given: empty(whole(given[0], rest), *given[1:]), arrays, batch, key
+        added, like = jax.eval_shape(
+            lambda *given: first(whole(given[0], rest), *given[1:]), arrays, batch, key
         )
-        total, w, collected = jax.tree.map(lambda leaf: zeros(leaf, dtype), tuple(like[:3]))
-        others = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like[3:])
-        return Sums(total, w, collected, *others)
+        metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        leaves, structure = jax.tree.flatten(added)
+        counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return _sums([begun(leaf, dtype, every) for leaf in leaves], structure, metrics, *counts)
 
     def add(sums: Sums, arrays: PyTree, batch: PyTree, key: Array | None, rest: Static) -> Sums:
-        new, metrics = one(whole(arrays, rest), batch, split_key(key, sums.added), sums.collected)
+        structure: Any
+        totals, structure = jax.tree.flatten(tuple(sums[:3]))
+        carried = [Carried(*pair) for pair in zip(totals, sums.lost, strict=True)]
+        *_, onto = structure.unflatten(addable(carried))
+        new, metrics = one(whole(arrays, rest), batch, split_key(key, sums.added), onto)
         metrics = {name: metric.wide(dtype) for name, metric in metrics.items()}
         fine = all_finite(new) if drop else jnp.ones((), bool)
         if drop:
             new = kept(new, fine)
-        structure: Any
-        leaves, structure = jax.tree.flatten(tuple(sums[:3]))
-        total, w, collected = structure.unflatten(plus_each(leaves, new))
         counted = jnp.stack([sums.added > sums.dropped, fine])
         both = jax.tree.map(lambda *parts: jnp.stack(parts), sums.metrics, metrics)
         joined = {name: metric.combine(counted) for name, metric in both.items()}
-        bad = 1 - fine.astype(jnp.int32)
-        return Sums(total, w, collected, joined, sums.added + 1, sums.dropped + bad)
+        counts = sums.added + 1, sums.dropped + 1 - fine.astype(jnp.int32)
+        return _sums(plus_each(carried, new), structure, joined, *counts)
 
     def divide(sums: Sums) -> tuple[Array, PyTree]:
         loss = Terms(sums.total, sums.weight, {}).mean()
@@ -207,6 +210,15 @@ def accumulator(
         return jitted(sums, arrays, batch, key, rest)
 
     return Accumulator(every, init, checked_add, jax.jit(divide))
+
+
+def _sums(
+    carried: list[Carried], structure: Any, metrics: Any, added: Array, dropped: Array
+) -> Sums:
+    """`Sums`, from those of the loss, its weight and what is collected."""
+    total, weight, collected = structure.unflatten([each.total for each in carried])
+    lost = tuple(each.lost for each in carried)
+    return Sums(total, weight, collected, lost, metrics, added, dropped)
 
 
 def parted(params: Params) -> tuple[PyTree, Static]:
