@@ -326,9 +326,11 @@ def whole_number(what: str, value: Any) -> int:
     """The value as an int.
 
     Raises:
-        TypeError: if it is not a whole number.
+        TypeError: if it is not a whole number; True is none.
     """
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{what} must be a whole number, got {value!r}") from None
