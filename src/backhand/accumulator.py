@@ -20,7 +20,7 @@ from backhand.accumulate import (
 )
 from backhand.arrays import inverse
 from backhand.carried import Carried, addable, begun, plus_each
-from backhand.foreign import as_sums
+from backhand.foreign import as_sums, need_one_batch
 from backhand.gradients import Evaluation, Terms
 from backhand.metrics import Reduction
 from backhand.micro_batches import all_finite
@@ -64,12 +64,14 @@ class Accumulator:
         add: `(sums, params, batch, *, key=None) -> Sums`, jitted; donates `sums`. Each micro-batch
             of a window gets a key of its own from `key`.
         divide: `Sums -> (loss, gradient or what is collected)`, jitted.
+        drops: whether micro-batches may be left out.
     """
 
     every: int
     init: Callable[..., Sums]
     add: Callable[..., Sums]
     divide: Callable[[Sums], tuple[Array, PyTree]]
+    drops: bool = False
 
     def ready(self, sums: Sums) -> bool:
         """Whether a window is full; waits for the device to have counted."""
@@ -78,6 +80,8 @@ class Accumulator:
 
     def take(self, sums: Sums, *, partial: bool = False) -> tuple[tuple[Array, PyTree], Sums]:
         """The mean loss and gradient of what was added, and empty sums for the next window.
+
+        Waits for the device to have counted, as `ready` does.
 
         Args:
             sums: of a full window.
@@ -102,8 +106,9 @@ class Accumulator:
         return self.divide(sums), jax.tree.map(jnp.zeros_like, sums)
 
     def measured(self, sums: Sums) -> dict[str, Array]:
-        """The metrics of what was added so far."""
-        return {name: metric.value() for name, metric in sums.metrics.items()}
+        """The metrics of what was added so far; "dropped", where something may be."""
+        own = {name: metric.value() for name, metric in sums.metrics.items()}
+        return {**own, "dropped": sums.dropped} if self.drops else own
 
 
 def accumulator(
@@ -129,7 +134,7 @@ def accumulator(
     Raises:
         TypeError: for something that cannot be called; when used, for what are no sums.
         ValueError: for a window of less than 1 micro-batch, or a collector that has no sum; when
-            first used, for sums that another model's `init` made.
+            used, for sums that another model's `init` made, or that an earlier `add` used up.
 
     Example:
         >>> import backhand as bh
@@ -148,7 +153,8 @@ def accumulator(
 
     def first(params: Params, batch: PyTree, key: Array | None) -> tuple[PyTree, PyTree]:
         added, metrics = one(params, batch, key, None)
-        return added, {name: metric.wide(dtype) for name, metric in metrics.items()}
+        alone = jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
+        return added, {name: metric.wide(dtype).combine() for name, metric in alone.items()}
 
     def init(params: Params, batch: PyTree, *, key: Array | None = None) -> Sums:
         if evaluation:
@@ -174,7 +180,7 @@ def accumulator(
         if drop:
             new = kept(new, fine)
         counted = jnp.stack([sums.added > sums.dropped, fine])
-        both = jax.tree.map(lambda *parts: jnp.stack(parts), sums.metrics, metrics)
+        both = jax.tree.map(_stacked, sums.metrics, metrics)
         joined = {name: metric.combine(counted) for name, metric in both.items()}
         counts = sums.added + 1, sums.dropped + 1 - fine.astype(jnp.int32)
         return _sums(plus_each(carried, new), structure, joined, *counts)
@@ -193,8 +199,11 @@ def accumulator(
     jitted = jax.jit(add, donate_argnums=0, static_argnums=4)
     known: Recent[bool] = Recent()
 
-    def checked_add(sums: Sums, params: Params, batch: PyTree, *, key: Array | None = None) -> Sums:
+    def checked_add(
+        sums: Sums, params: Params, batch: PyTree, *more: Any, key: Array | None = None
+    ) -> Sums:
         _check_sums(sums)
+        need_one_batch(more)
         if evaluation:
             evaluation.objective.check(params, batch, key=key, training=True)
         met = _shapes((sums, params))
@@ -209,7 +218,7 @@ def accumulator(
         arrays, rest = parted(params)
         return jitted(sums, arrays, batch, key, rest)
 
-    return Accumulator(every, init, checked_add, jax.jit(divide))
+    return Accumulator(every, init, checked_add, jax.jit(divide), drop)
 
 
 def _sums(
@@ -219,6 +228,11 @@ def _sums(
     total, weight, collected = structure.unflatten([each.total for each in carried])
     lost = tuple(each.lost for each in carried)
     return Sums(total, weight, collected, lost, metrics, added, dropped)
+
+
+def _stacked(old: Array, new: Array) -> Array:
+    """A metric so far, and that of one more micro-batch: of integers in what a sum of them has."""
+    return jnp.stack([old, new if new.dtype == old.dtype else new.astype(old.dtype)])
 
 
 def parted(params: Params) -> tuple[PyTree, Static]:
@@ -241,15 +255,22 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _check_sums(sums: Any) -> None:
-    """Refuses what an accumulator's `init` did not make.
+    """Refuses what an accumulator's `init` did not make, or `add` used up.
 
     Raises:
         TypeError: saying how to make it.
+        ValueError: saying what to go on with.
     """
     if not isinstance(sums, Sums):
         raise TypeError(
             "an accumulator goes on from sums, made by its init(params, batch) and given back by "
             f"add and take; got {type(sums).__name__}"
+        )
+    traced = isinstance(sums.added, jax.core.Tracer)
+    if not traced and getattr(sums.added, "is_deleted", bool)():
+        raise ValueError(
+            "these sums were used up by an earlier add: go on with those that came back, as in "
+            "sums = window.add(sums, params, batch)"
         )
 
 
