@@ -245,7 +245,20 @@ def test_what_cannot_be_accumulated_is_refused(unchecked, nothing_compiles):
         with pytest.raises(TypeError, match="weight must be a function of a micro-batch, got 'w'"):
             bh.accumulate(jax.grad, 2, weight="w")
         mean = jax.value_and_grad(lambda params, part: jnp.sum(params))
-        with pytest.raises(ValueError, match="floating-point dtype, got int32"):
+        with pytest.raises(TypeError, match="must be a whole number, got True"):
+            bh.accumulate(evaluation, True)
+        with pytest.raises(ValueError, match="floating-point dtype, got dtype=int32"):
             bh.accumulate(evaluation, 2, dtype=jnp.int32)
+        with pytest.raises(TypeError, match=r"dtype must be one such as jnp\.float32, got 'bf16'"):
+            bh.accumulate(evaluation, 2, dtype="bf16")
+        with pytest.raises(ValueError, match=r"dtype=float64 needs .*'jax_enable_x64'"):
+            bh.accumulate(evaluation, 2, dtype=jnp.float64)
+        dropping = bh.accumulate(evaluation, 2, nonfinite="drop")
+        for again in (
+            lambda: bh.accumulate(dropping, 2),
+            lambda: bh.accumulator(dropping, 2, nonfinite="drop"),
+        ):
+            with pytest.raises(ValueError, match="an evaluation that leaves nothing out"):
+                again()
         with pytest.raises(TypeError, match=r"\(\(sum, weight\), gradient.*a mean needs weight="):
             jax.eval_shape(bh.accumulate(mean, 2), params, data)

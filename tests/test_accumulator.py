@@ -49,6 +49,13 @@ def added(window, params, parts, **given):
     return sums
 
 
+def measured(window, sums, dropped):
+    """The metrics but for "dropped", which is so many; None where nothing may be."""
+    metrics = window.measured(sums)
+    assert metrics.pop("dropped", None) == dropped
+    return metrics
+
+
 def test_a_window_gives_the_gradient_of_all_its_micro_batches(x64):
     params, data = parameters(), batch()
     window = bh.accumulator(EVALUATION, 4)
@@ -121,7 +128,7 @@ def test_a_micro_batch_that_is_not_finite_is_dropped_with_its_metrics(x64, sick)
     healthy = jax.tree.map(
         lambda *leaves: jnp.concatenate(leaves), *(p for i, p in enumerate(parts) if i != sick)
     )
-    assert_close(window.measured(sums), OBJECTIVE.forward(params, healthy)[0].measured())
+    assert_close(measured(window, sums, 1), OBJECTIVE.forward(params, healthy)[0].measured())
     assert_close(window.take(sums)[0], jax.jit(EVALUATION)(params, healthy))
     kept = bh.accumulator(EVALUATION, 4)
     assert jnp.isnan(kept.take(added(kept, params, poisoned))[0][0])
@@ -134,7 +141,7 @@ def test_nothing_but_dropped_micro_batches_is_a_gradient_of_zero():
     sums = added(window, params, cut(sick, 4))
     (value, grads), _ = window.take(sums)
     assert (float(value), int(sums.dropped)) == (0, 2)
-    assert not any(leaf.any() for leaf in jax.tree.leaves((grads, window.measured(sums))))
+    assert not any(leaf.any() for leaf in jax.tree.leaves((grads, measured(window, sums, 2))))
 
 
 def test_a_window_without_weight_is_a_gradient_of_zero():
@@ -234,6 +241,17 @@ def test_a_function_of_any_library_is_accumulated(x64):
     assert_close(window.take(added(window, params, cut(data, 5)))[0], truth)
 
 
+def test_micro_batches_may_be_of_micro_batches_that_drop_what_is_sick(x64):
+    params, data = parameters(), {**batch(), "weights": jnp.ones(8)}
+    sick = {**data, "inputs": data["inputs"].at[1].set(jnp.nan)}
+    window = bh.accumulator(bh.accumulate(EVALUATION, 2, nonfinite="drop"), 2)
+    sums = added(window, params, cut(sick, 4))
+    assert sums.metrics["dropped"].total.dtype == jnp.int64  # what a sum of integers has
+    healthy = {**data, "weights": jnp.ones(8).at[jnp.asarray([1, 3])].set(0)}
+    assert_close(window.take(sums)[0], jax.jit(EVALUATION)(params, healthy))
+    assert int(window.measured(sums)["dropped"]) == 1
+
+
 @pytest.mark.parametrize("nonfinite", ["keep", "drop"])
 def test_each_term_of_a_loss_is_divided_by_the_weight_of_the_window(x64, nonfinite):
     other = bh.objective(MODEL, bh.losses.softmax_cross_entropy.bind(label_smoothing=0.1))
@@ -242,7 +260,8 @@ def test_each_term_of_a_loss_is_divided_by_the_weight_of_the_window(x64, nonfini
     window = bh.accumulator(both, 3, nonfinite=nonfinite)
     sums = added(window, params, cut(data, 5, 6))
     assert_close(window.take(sums)[0], jax.jit(both)(params, data))
-    assert_close(window.measured(sums), both.objective.forward(params, data)[0].measured())
+    whole = both.objective.forward(params, data)[0].measured()
+    assert_close(measured(window, sums, 0 if nonfinite == "drop" else None), whole)
 
 
 def test_metrics_of_low_precision_are_summed_in_float32():
@@ -298,6 +317,13 @@ def test_what_cannot_be_accumulated_is_refused(unchecked):
         window.add(sums, params, {**data, "weights": -np.ones(8, np.float32)})
     with pytest.raises(ValueError, match="one common first axis"):
         window.add(sums, params, {**data, "targets": data["targets"][:3]})
+    with pytest.raises(TypeError, match="one dict or tuple of arrays, got 2 arguments for it"):
+        window.add(sums, params, data["inputs"], data["targets"])
+    window.add(sums, params, data)
+    for use in (window.ready, lambda sums: window.add(sums, params, data)):
+        with pytest.raises(ValueError, match="used up by an earlier add: go on with those that"):
+            use(sums)
+    sums = window.init(params, data)
     other = bh.objective(bh.chain(bh.dense(3)), bh.losses.softmax_cross_entropy)
     theirs = bh.accumulator(bh.value_and_grad(other), 2)
     with pytest.raises(

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import backhand as bh
 from backhand.arrays import (
     accumulation_dtype,
+    at_least,
     contract,
     inverse,
     is_floating,
@@ -36,6 +37,7 @@ P = PartitionSpec
 def test_sums_run_in_at_least_float32(x64, dtypes, expected):
     assert accumulation_dtype(*dtypes) == jnp.dtype(expected)
     assert upcast(jnp.zeros(2, dtypes[-1])).dtype == accumulation_dtype(dtypes[-1])
+    assert at_least(dtypes[-1], jnp.float32) == jnp.dtype(expected)
 
 
 def test_only_floating_point_has_a_cotangent():

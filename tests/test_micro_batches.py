@@ -1,9 +1,11 @@
 """A batch in micro-batches, and what is summed and stacked on the way."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import backhand as bh
 from backhand.micro_batches import Micro, columns, joined, over, stacked
 
 
@@ -47,6 +49,27 @@ def test_over_gives_sums_and_what_is_each_ones_own(length, group):
 def test_what_has_another_shape_in_each_micro_batch_is_refused():
     with pytest.raises(ValueError, match=r"needs one shape, got .*: reduce it over the examples"):
         stacked(over(lambda part, *_: Micro((), (), part), jnp.arange(5.0), 2).own)
+
+
+@pytest.mark.parametrize("asked", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_sums_run_in_what_is_asked_for_and_in_no_less_than_what_is_summed(x64, asked):
+    params = {"own": jnp.zeros((64, 64), jnp.float32)}
+
+    def one(part, *_):
+        waiting = {"own": bh.Outer(part["own"], part["own"])}
+        return Micro(jax.tree.map(lambda leaf: leaf[0], part), waiting, ())
+
+    def sums(batch):
+        whole = over(one, batch, 3, params, 2, dtype=asked)
+        return whole.sums, whole.products["own"]
+
+    kinds = {"low": jnp.bfloat16, "own": jnp.float32, "high": jnp.float64, "count": jnp.int32}
+    batch = {name: jax.ShapeDtypeStruct((6, 64), kind) for name, kind in kinds.items()}
+    summed, product = jax.eval_shape(sums, batch)
+    wide = jnp.float64 if asked == jnp.float64 else jnp.float32
+    expected = {"low": asked, "own": wide, "high": jnp.float64, "count": wide}
+    assert {name: leaf.dtype for name, leaf in summed.items()} == expected
+    assert product.dtype == wide
 
 
 def test_what_is_dropped_is_no_part_of_a_sum():

@@ -54,14 +54,15 @@ def accumulate(
 
     Args:
         function: what `bh.value_and_grad` or `bh.value_and_collect` gives; or any function
-            `(params, batch, ...) -> ((sum, weight), gradient of the sum)`, of any library.
+            `(params, batch, ...) -> ((sum, weight), gradient of the sum)`, of any library. It
+            changes nothing that it is given: what it did to a model would be lost.
         micro_batches: K. Of B examples the first B mod K micro-batches hold one more than the
             others; where B < K there are B of them.
         weight: for a function that gives `(mean, gradient of the mean)`: from a micro-batch, the
             weight of its mean. A mean alone cannot be accumulated exactly. Where the weight is 0
             the mean is not looked at. A negative weight counts as it is, here and in a pair: sums
             are divided by the sum of the weights.
-        dtype: what sums run in, at least; float64 sums stay float64.
+        dtype: what sums run in, at least: of what has more bits they run in that.
         nonfinite: "drop" leaves out a micro-batch whose loss, weight or gradient has a NaN or Inf,
             with its weight and metrics; their number is the metric "dropped". Of a loss of several
             terms it takes a reverse pass for each. "keep" lets it through.
@@ -73,9 +74,12 @@ def accumulate(
         accumulated.evaluate(params, batch)`, then `terms.measured()["dropped"]`.
 
     Raises:
-        TypeError: for something that cannot be called.
-        ValueError: if K < 1, or `dtype` is not a floating-point one; when called, for arrays of
-            different lengths, or for "drop" with what is not known to follow the error.
+        TypeError: for something that cannot be called; when called, for a function that gives
+            something else, or that changes what it is given, as a Flax NNX model with dropout is.
+        ValueError: if K < 1, for a `dtype` that is not a floating-point one or has more bits than
+            JAX is set to, or an evaluation that drops already; when called, for arrays of different
+            lengths, for "drop" with what is not known to follow the error, or for gradients that do
+            not have the shapes of the parameters.
 
     Example:
         >>> import backhand as bh
@@ -106,7 +110,8 @@ def check_settings(
     Raises:
         TypeError: for something that cannot be called, a weight that cannot or is beside an
             evaluation, or a number of micro-batches that is not whole.
-        ValueError: for less than 1 micro-batch, an unknown choice, or sums in integers.
+        ValueError: for less than 1 micro-batch, an unknown choice, a dtype that sums cannot run
+            in, or an evaluation that leaves out micro-batches already.
     """
     if not callable(function) or isinstance(function, Objective):
         raise TypeError(
@@ -117,12 +122,36 @@ def check_settings(
         raise ValueError(f"{name} needs at least 1 micro-batch, got {micro_batches}")
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f"nonfinite must be 'keep' or 'drop', got {nonfinite!r}")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"sums run in a floating-point dtype, got {jnp.dtype(dtype).name}")
+    _check_dtype(dtype)
     if weight is not None and not callable(weight):
         raise TypeError(f"weight must be a function of a micro-batch, got {weight!r}")
     if weight is not None and isinstance(function, Evaluation):
         raise TypeError("weight is for other functions: an evaluation knows the weight of its mean")
+    drops = isinstance(function, Evaluation) and function.drops
+    if drops and (name == "accumulate" or nonfinite == "drop"):
+        raise ValueError(
+            f"{name} needs an evaluation that leaves nothing out, for it divides by the weight of "
+            "the whole batch: give nonfinite='drop' to this accumulation alone, the outer one"
+        )
+
+
+def _check_dtype(dtype: Any) -> None:
+    """Refuses what sums cannot run in.
+
+    Raises:
+        TypeError: for what is no dtype.
+        ValueError: for one that is not floating-point, or has more bits than JAX is set to.
+    """
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be one such as jnp.float32, got {dtype!r}") from None
+    if not jnp.issubdtype(known, jnp.floating):
+        raise ValueError(f"sums run in a floating-point dtype, got dtype={known.name}")
+    if jax.dtypes.canonicalize_dtype(known) != known:
+        raise ValueError(
+            f"dtype={known.name} needs JAX's 64 bits: jax.config.update('jax_enable_x64', True)"
+        )
 
 
 def _of_evaluation(
@@ -212,7 +241,7 @@ def _of_evaluation(
         return Terms(loss, weight, metrics), {name: collected[name] for name in axes}
 
     jitted = jax.jit(evaluate, static_argnames="training")
-    return dataclasses.replace(evaluation, evaluate=jitted, collecting=None)
+    return dataclasses.replace(evaluation, evaluate=jitted, collecting=None, drops=drop)
 
 
 class Steered(NamedTuple):

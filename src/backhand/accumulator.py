@@ -19,10 +19,11 @@ from backhand.accumulate import (
     steered_gradients,
 )
 from backhand.arrays import inverse
-from backhand.foreign import as_sums
+from backhand.carried import Carried, addable, begun, plus_each
+from backhand.foreign import as_sums, need_one_batch
 from backhand.gradients import Evaluation, Terms
 from backhand.metrics import Reduction
-from backhand.micro_batches import all_finite, plus_each, zeros
+from backhand.micro_batches import all_finite
 from backhand.protocol import Static, split_key
 from backhand.recent import Recent
 from backhand.visit import Params, PyTree
@@ -37,6 +38,7 @@ class Sums(NamedTuple):
         weight: the sum of its weights, likewise.
         collected: the sums of what is collected; of a loss of several terms with the terms as
             their first axis.
+        lost: what rounding took from each of these; None where that is not kept.
         metrics: the metrics so far.
         added: how many micro-batches were added, int32 ().
         dropped: how many of them were left out for a NaN or Inf, int32 ().
@@ -45,6 +47,7 @@ class Sums(NamedTuple):
     total: PyTree
     weight: PyTree
     collected: PyTree
+    lost: tuple[Array | None, ...]
     metrics: dict[str, Reduction]
     added: Array
     dropped: Array
@@ -61,12 +64,14 @@ class Accumulator:
         add: `(sums, params, batch, *, key=None) -> Sums`, jitted; donates `sums`. Each micro-batch
             of a window gets a key of its own from `key`.
         divide: `Sums -> (loss, gradient or what is collected)`, jitted.
+        drops: whether micro-batches may be left out.
     """
 
     every: int
     init: Callable[..., Sums]
     add: Callable[..., Sums]
     divide: Callable[[Sums], tuple[Array, PyTree]]
+    drops: bool = False
 
     def ready(self, sums: Sums) -> bool:
         """Whether a window is full; waits for the device to have counted."""
@@ -75,6 +80,8 @@ class Accumulator:
 
     def take(self, sums: Sums, *, partial: bool = False) -> tuple[tuple[Array, PyTree], Sums]:
         """The mean loss and gradient of what was added, and empty sums for the next window.
+
+        Waits for the device to have counted, as `ready` does.
 
         Args:
             sums: of a full window.
@@ -99,8 +106,9 @@ class Accumulator:
         return self.divide(sums), jax.tree.map(jnp.zeros_like, sums)
 
     def measured(self, sums: Sums) -> dict[str, Array]:
-        """The metrics of what was added so far."""
-        return {name: metric.value() for name, metric in sums.metrics.items()}
+        """The metrics of what was added so far; "dropped", where something may be."""
+        own = {name: metric.value() for name, metric in sums.metrics.items()}
+        return {**own, "dropped": sums.dropped} if self.drops else own
 
 
 def accumulator(
@@ -120,13 +128,13 @@ def accumulator(
             several terms each has sums of its own, by a reverse pass of its own.
         every: how many micro-batches make a window.
         weight: as for `bh.accumulate`.
-        dtype: what sums run in, and what the gradient comes back in.
+        dtype: what sums run in, at least, and what the gradient comes back in.
         nonfinite: as for `bh.accumulate`.
 
     Raises:
         TypeError: for something that cannot be called; when used, for what are no sums.
         ValueError: for a window of less than 1 micro-batch, or a collector that has no sum; when
-            first used, for sums that another model's `init` made.
+            used, for sums that another model's `init` made, or that an earlier `add` used up.
 
     Example:
         >>> import backhand as bh
@@ -143,38 +151,39 @@ def accumulator(
     evaluation, drop = function if isinstance(function, Evaluation) else None, nonfinite == "drop"
     one = _of_evaluation(evaluation, drop) if evaluation else _of_sums(function, weight)
 
-    def empty(params: Params, batch: PyTree, key: Array | None) -> Sums:
-        (total, w, collected), metrics = one(params, batch, key, None)
-        metrics = {name: metric.wide(dtype) for name, metric in metrics.items()}
-        counts = (jnp.zeros((), jnp.int32) for _ in range(2))
-        return Sums(total, w, collected, metrics, *counts)
+    def first(params: Params, batch: PyTree, key: Array | None) -> tuple[PyTree, PyTree]:
+        added, metrics = one(params, batch, key, None)
+        alone = jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
+        return added, {name: metric.wide(dtype).combine() for name, metric in alone.items()}
 
     def init(params: Params, batch: PyTree, *, key: Array | None = None) -> Sums:
         if evaluation:
             evaluation.objective.check(params, batch)
             batch = dict(batch)
         arrays, rest = parted(params)
-        like = jax.eval_shape(
-            lambda *given: empty(whole(given[0], rest), *given[1:]), arrays, batch, key
+        added, like = jax.eval_shape(
+            lambda *given: first(whole(given[0], rest), *given[1:]), arrays, batch, key
         )
-        total, w, collected = jax.tree.map(lambda leaf: zeros(leaf, dtype), tuple(like[:3]))
-        others = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like[3:])
-        return Sums(total, w, collected, *others)
+        metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        leaves, structure = jax.tree.flatten(added)
+        counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return _sums([begun(leaf, dtype, every) for leaf in leaves], structure, metrics, *counts)
 
     def add(sums: Sums, arrays: PyTree, batch: PyTree, key: Array | None, rest: Static) -> Sums:
-        new, metrics = one(whole(arrays, rest), batch, split_key(key, sums.added), sums.collected)
+        structure: Any
+        totals, structure = jax.tree.flatten(tuple(sums[:3]))
+        carried = [Carried(*pair) for pair in zip(totals, sums.lost, strict=True)]
+        *_, onto = structure.unflatten(addable(carried))
+        new, metrics = one(whole(arrays, rest), batch, split_key(key, sums.added), onto)
         metrics = {name: metric.wide(dtype) for name, metric in metrics.items()}
         fine = all_finite(new) if drop else jnp.ones((), bool)
         if drop:
             new = kept(new, fine)
-        structure: Any
-        leaves, structure = jax.tree.flatten(tuple(sums[:3]))
-        total, w, collected = structure.unflatten(plus_each(leaves, new))
         counted = jnp.stack([sums.added > sums.dropped, fine])
-        both = jax.tree.map(lambda *parts: jnp.stack(parts), sums.metrics, metrics)
+        both = jax.tree.map(_stacked, sums.metrics, metrics)
         joined = {name: metric.combine(counted) for name, metric in both.items()}
-        bad = 1 - fine.astype(jnp.int32)
-        return Sums(total, w, collected, joined, sums.added + 1, sums.dropped + bad)
+        counts = sums.added + 1, sums.dropped + 1 - fine.astype(jnp.int32)
+        return _sums(plus_each(carried, new), structure, joined, *counts)
 
     def divide(sums: Sums) -> tuple[Array, PyTree]:
         loss = Terms(sums.total, sums.weight, {}).mean()
@@ -190,8 +199,11 @@ def accumulator(
     jitted = jax.jit(add, donate_argnums=0, static_argnums=4)
     known: Recent[bool] = Recent()
 
-    def checked_add(sums: Sums, params: Params, batch: PyTree, *, key: Array | None = None) -> Sums:
+    def checked_add(
+        sums: Sums, params: Params, batch: PyTree, *more: Any, key: Array | None = None
+    ) -> Sums:
         _check_sums(sums)
+        need_one_batch(more)
         if evaluation:
             evaluation.objective.check(params, batch, key=key, training=True)
         met = _shapes((sums, params))
@@ -206,7 +218,21 @@ def accumulator(
         arrays, rest = parted(params)
         return jitted(sums, arrays, batch, key, rest)
 
-    return Accumulator(every, init, checked_add, jax.jit(divide))
+    return Accumulator(every, init, checked_add, jax.jit(divide), drop)
+
+
+def _sums(
+    carried: list[Carried], structure: Any, metrics: Any, added: Array, dropped: Array
+) -> Sums:
+    """`Sums`, from those of the loss, its weight and what is collected."""
+    total, weight, collected = structure.unflatten([each.total for each in carried])
+    lost = tuple(each.lost for each in carried)
+    return Sums(total, weight, collected, lost, metrics, added, dropped)
+
+
+def _stacked(old: Array, new: Array) -> Array:
+    """A metric so far, and that of one more micro-batch: of integers in what a sum of them has."""
+    return jnp.stack([old, new if new.dtype == old.dtype else new.astype(old.dtype)])
 
 
 def parted(params: Params) -> tuple[PyTree, Static]:
@@ -229,15 +255,22 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _check_sums(sums: Any) -> None:
-    """Refuses what an accumulator's `init` did not make.
+    """Refuses what an accumulator's `init` did not make, or `add` used up.
 
     Raises:
         TypeError: saying how to make it.
+        ValueError: saying what to go on with.
     """
     if not isinstance(sums, Sums):
         raise TypeError(
             "an accumulator goes on from sums, made by its init(params, batch) and given back by "
             f"add and take; got {type(sums).__name__}"
+        )
+    traced = isinstance(sums.added, jax.core.Tracer)
+    if not traced and getattr(sums.added, "is_deleted", bool)():
+        raise ValueError(
+            "these sums were used up by an earlier add: go on with those that came back, as in "
+            "sums = window.add(sums, params, batch)"
         )
 
 

@@ -23,6 +23,12 @@ def accumulation_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
+def at_least(own: DTypeLike, dtype: DTypeLike) -> jnp.dtype:
+    """`dtype`, or `own` where that has more bits; integers count as float32."""
+    own = jnp.dtype(own) if jnp.issubdtype(own, jnp.floating) else jnp.dtype(jnp.float32)
+    return own if own.itemsize > jnp.dtype(dtype).itemsize else jnp.dtype(dtype)
+
+
 def upcast(x: Array) -> Array:
     """`x` in the dtype that reductions, normalisations and losses run in: at least float32."""
     return x.astype(accumulation_dtype(x.dtype))

@@ -2,10 +2,10 @@
 
     g = (1 / W) sum_b min(1, c / |g_b|) g_b
 
-with g_b the gradient of example b's own loss, times its weight, and W the sum of the weights. The
-norms must be known before the sum, so autodiff goes back twice, or keeps every g_b. Here the
-contributions of the one pass wait unsummed: x and dy of each weight give first |g_b|, then, with dy
-scaled by the factor of its example, the clipped sum.
+with g_b the gradient of example b's own loss, times its weight, and W the sum of the weights: what
+is clipped is weight times gradient. The norms must be known before the sum, so autodiff goes back
+twice, or keeps every g_b. Here the contributions of the one pass wait unsummed: x and dy of each
+weight give first |g_b|, then, with dy scaled by the factor of its example, the clipped sum.
 
 Of a loss of several terms, each divided by its own weight W_t, g_b is sum_t (W / W_t) g_bt, and W
 the largest W_t: the weight that they have in common, where they do.
@@ -38,15 +38,19 @@ def value_and_clipped_grad(
 ) -> Evaluation:
     """The loss, and its gradient with every example's own clipped to a norm.
 
-    An evaluation, so it can be accumulated. The metric "clipped" is the share of examples that
-    were.
+        g = (1 / W) sum_i min(w_i, c / |g_i|) g_i
+
+    with g_i the gradient of example i's loss, w_i its weight, and W the sum of the weights: an
+    example of twice the weight is clipped at half the gradient, and moves the mean by c / W at
+    most. An evaluation, so it can be accumulated. The metric "clipped" is the share of examples
+    with w_i |g_i| > c, of those with a gradient at all.
 
     Args:
         objective: what to differentiate. Where a layer's rule sums over the batch itself, rather
             than leave cotangents unsummed (`Outer`, `Total`, `Rows`), its norms are computed one
             example at a time, with a warning, and the model goes back twice.
-        max_norm: c, above 0: of each example's own gradient, before the division by W, so W times
-            what `per_example_norms` gives. W is the weight of the batch; of a loss of several
+        max_norm: c, above 0: of w_i g_i, before the division by W, so W times what
+            `per_example_norms` gives. W is the weight of the batch; of a loss of several
             terms, the largest of theirs.
         mask: from the parameters, True for each that is trained; the others have a gradient of 0
             and no part in the norms. None trains all.

@@ -12,14 +12,15 @@ import numpy as np
 from jax import Array
 
 from backhand.arrays import inverse, is_floating
+from backhand.batch import Batch as Batch
+from backhand.batch import check_batch, names_of
 from backhand.bounds import Bounds, noted
 from backhand.metrics import Reduction, check_names, reduction
-from backhand.protocol import Layer, Loss, listed, shapes_of, suggestion
+from backhand.protocol import Layer, Loss, shapes_of
 from backhand.recent import Recent
 from backhand.visit import Collect, Params, PyTree, Residuals, apart, together
 from backhand.visit import gradients as default_gradients
 
-Batch: TypeAlias = Mapping[str, PyTree]
 Metric: TypeAlias = Callable[..., Reduction | tuple[Array, Array]]
 Evaluate: TypeAlias = "Callable[..., tuple[Terms, dict[str, PyTree]]]"
 
@@ -222,53 +223,13 @@ def check_objective(objective: Any) -> None:
         )
 
 
-def names_of(of_model: frozenset[str], has_targets: bool) -> frozenset[str]:
-    """The names in a batch for a model that takes some, and a loss with targets or without."""
-    return of_model | {"inputs", "weights"} | ({"targets"} if has_targets else set())
-
-
-def check_batch(
-    batch: Batch, names: frozenset[str] = frozenset(), has_targets: bool = True
-) -> None:
-    """Refuses a batch whose structure cannot be right.
-
-    Args:
-        batch: a dict with inputs, targets and optionally weights.
-        names: what else the model takes from it.
-        has_targets: whether the loss has targets.
-
-    Raises:
-        TypeError: for a batch that is not a dict.
-        ValueError: for missing or unknown names, or arrays of different lengths.
-    """
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f"a batch is a dict with 'inputs' and 'targets', got {type(batch).__name__}"
-        )
-    known = names_of(names, has_targets)
-    needed = {"inputs", "targets"} & known
-    for name in sorted(needed - batch.keys()):
-        raise ValueError(f"a batch needs {name!r}, got {listed(batch.keys())}")
-    for name in sorted(batch.keys() - known):
-        raise ValueError(
-            f"the batch holds {name!r}, which the model does not use{suggestion(name, known)}; it "
-            f"uses {listed(known)}"
-        )
-    lengths = {
-        jax.tree_util.keystr(path): np.shape(leaf)[:1]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(batch))
-    }
-    if len(set(lengths.values())) > 1 or () in lengths.values():
-        found = ", ".join(f"{path}: {length or 'a scalar'}" for path, length in lengths.items())
-        raise ValueError(f"the arrays of a batch need one common first axis, got {found}")
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
     """A function `(params, batch, *, key, training) -> (loss, gradient)` that can be accumulated.
 
-    Made by `value_and_grad` and `value_and_collect`. It returns the gradient alone where that is
-    all it was made to collect, else a dict of what was collected.
+    Made by `value_and_grad`, `value_and_collect`, `value_and_clipped_grad`, and of one of these by
+    `accumulate`. It returns the gradient alone where that is all it was made to collect, else a
+    dict of what was collected.
 
     Args:
         objective: what is differentiated.
@@ -279,6 +240,7 @@ class Evaluation:
         collecting: from other collectors, the same `evaluate` with those; None where the gradient
             is not a collector's.
         adds_up: whether the terms of a loss, each alone, collect what adds up to that of all.
+        drops: whether parts of a batch may be left out, with their weight.
     """
 
     objective: Objective
@@ -287,6 +249,7 @@ class Evaluation:
     alone: str | None = None
     collecting: Callable[[Mapping[str, Collect]], Evaluate] | None = None
     adds_up: bool = True
+    drops: bool = False
 
     def __call__(
         self, params: Params, batch: Batch, *, key: Array | None = None, training: bool = True

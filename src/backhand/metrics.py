@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
-from backhand.arrays import inverse, is_floating
+from backhand.arrays import at_least, inverse, is_floating
 from backhand.losses import ctc_targets
 
 
@@ -115,8 +115,7 @@ def check_names(names: Iterable[str]) -> None:
 def _wide(x: Array, dtype: DTypeLike) -> Array:
     """A sum in `dtype`, or in its own where that is wider or no floating-point one."""
     x = jnp.asarray(x)
-    wider = is_floating(x) and jnp.finfo(dtype).bits > jnp.finfo(x.dtype).bits
-    return x.astype(dtype) if wider else x
+    return x.astype(at_least(x.dtype, dtype)) if is_floating(x) else x
 
 
 def _added(parts: Array, kept: Array | None) -> Array:

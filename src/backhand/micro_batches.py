@@ -10,10 +10,11 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from backhand.arrays import accumulation_dtype, is_floating, zeros_like
-from backhand.blocks import BESIDE_WAITING, TOGETHER, added, block_size, plus
+from backhand.arrays import at_least, is_floating, zeros_like
+from backhand.blocks import BESIDE_WAITING, added, block_size
+from backhand.carried import Carried, addable, begun, plus_each
 from backhand.contributions import map_owners
-from backhand.visit import Params, PyTree, Summed
+from backhand.visit import Params, PyTree
 from backhand.waiting import Unsummed, kept
 
 
@@ -178,7 +179,7 @@ def over(
         micro_batches: K.
         params: what `Micro.waiting` contributes to.
         group: how many micro-batches wait for each other, at most.
-        dtype: what sums run in.
+        dtype: what sums run in, at least.
         drop: whether a micro-batch with a NaN or Inf in what is added is left out.
     """
     split = columns(batch, micro_batches)
@@ -188,8 +189,8 @@ def over(
     # Sums are carried from the last leaf to the first, about as the reverse pass comes to them: XLA
     # then adds each as soon as it is there (temporary memory of 784-1024-1024-10 with AdamW at
     # micro-batches of 256: 0.40 gradients above one plain step's, 0.54 in the order of the tree).
-    def micro(longer: bool, sums: list[Array], index: Array) -> tuple[list[Array], PyTree]:
-        so_far = jax.tree.unflatten(structure, sums[::-1])
+    def micro(longer: bool, sums: list[Carried], index: Array) -> tuple[list[Carried], PyTree]:
+        so_far = jax.tree.unflatten(structure, addable(sums[::-1]))
         new, waiting, own = one(split.part(index, longer), index, so_far)
         fine = jnp.ones((), bool)
         if drop:
@@ -204,9 +205,10 @@ def over(
         return None if total is None else added(total, waiting, param, block)
 
     def start(p: Any, c: PyTree) -> Any:
-        return None if c is None else zeros_like(p, _sums_in(p, dtype))
+        return None if c is None else zeros_like(p, at_least(p.dtype, dtype))
 
-    sums = [zeros(x, dtype) for x in reversed(leaves)], map_owners(start, params, like.waiting)
+    plain = [begun(x, dtype, split.number) for x in reversed(leaves)]
+    sums = plain, map_owners(start, params, like.waiting)
     runs = []
     for indices, size in split.runs(group):
         each = functools.partial(micro, indices[0] < split.longer)
@@ -218,7 +220,7 @@ def over(
         groups = jnp.arange(indices.start, indices.stop, dtype=jnp.int32).reshape(-1, size)
         sums, own = lax.scan(several, sums, groups)
         runs.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own))
-    whole = jax.tree.unflatten(structure, sums[0][::-1])
+    whole = jax.tree.unflatten(structure, [carried.total for carried in sums[0][::-1]])
     own, fine = ([run[place] for run in runs] for place in (0, 1))
     return Whole(whole, like.added, sums[1], own, stacked(fine))
 
@@ -228,48 +230,12 @@ def like_given(sums: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, like)
 
 
-def plus_each(sums: list[Array], new: PyTree) -> list[Array]:
-    """Sums with one more term each, in the order of the leaves of `new`."""
-    leaves = jax.tree.leaves(new, is_leaf=lambda node: isinstance(node, Summed | Unsummed))
-    block = block_size(sums, TOGETHER)
-    return [_plus(total, x, block) for total, x in zip(sums, leaves, strict=True)]
-
-
 def all_finite(tree: PyTree) -> Array:
     """Whether no number in the tree is NaN or infinite."""
     leaves = jax.tree.leaves(tree)
     factors = [x.finite() for x in leaves if isinstance(x, Unsummed)]
     arrays = [x for x in leaves if not isinstance(x, Unsummed) and is_floating(x)]
     return jnp.all(jnp.stack([*factors, *(jnp.all(jnp.isfinite(x)) for x in arrays)]))
-
-
-def zeros(like: Any, dtype: DTypeLike) -> Array:
-    """Where a sum begins: in `dtype`, or float64 where its terms are."""
-    return zeros_like(like, _sums_in(like, dtype))
-
-
-def _sums_in(like: Any, dtype: DTypeLike) -> DTypeLike:
-    """The dtype of a sum."""
-    wide = accumulation_dtype(like.dtype)
-    return wide if wide == jnp.float64 else dtype
-
-
-def _plus(total: Array, x: Array | Summed | Unsummed, block: int) -> Array:
-    """A sum with one more term.
-
-    Raises:
-        ValueError: for a term of another shape.
-    """
-    if isinstance(x, Unsummed):
-        return plus(total, x.contribution, total, block)
-    if isinstance(x, Summed):
-        return x.total
-    if x.shape != total.shape:
-        raise ValueError(
-            "what adds up over micro-batches has one shape in all of them, got "
-            f"{total.shape} and {x.shape}"
-        )
-    return total + x.astype(total.dtype)
 
 
 def _unsummed(param: Any, waiting: PyTree) -> Unsummed | None:

@@ -314,11 +314,7 @@ def shapes_of(tree: PyTree) -> PyTree:
 
 def split_side(side: Mapping[str, Any]) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """Side inputs that are arrays, and those that are Python values, such as `training`."""
-    settings = {
-        name: value
-        for name, value in side.items()
-        if value is None or isinstance(value, bool | int | float | str)
-    }
+    settings = {n: v for n, v in side.items() if isinstance(v, bool | int | float | str | None)}
     return {name: side[name] for name in side.keys() - settings.keys()}, settings
 
 
@@ -326,12 +322,11 @@ def whole_number(what: str, value: Any) -> int:
     """The value as an int.
 
     Raises:
-        TypeError: if it is not a whole number.
+        TypeError: if it is not a whole number; True is none.
     """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{what} must be a whole number, got {value!r}") from None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{what} must be a whole number, got {value!r}")
+    return operator.index(value)
 
 
 def number(what: str, value: Any) -> float:

@@ -1,7 +1,10 @@
 """What other libraries differentiate is accumulated as exactly: plain JAX, Flax and Equinox."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import backhand as bh
@@ -146,6 +149,49 @@ def test_whole_models_of_flax_are_accumulated_as_they_are(x64):
         assert_close((value, jax.tree.leaves(grads)), (truth[0], jax.tree.leaves(truth[1])))
 
 
+def test_a_flax_model_that_changes_itself_is_refused(nothing_compiles):
+    """Its dropout would give every micro-batch one mask, its statistics would stay as they were."""
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Noisy(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(5, 3, rngs=rngs)
+            self.norm = nnx.BatchNorm(3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dropout(self.norm(self.linear(x)))
+
+    def loss(model, batch):
+        return jnp.mean(model(batch) ** 2)
+
+    model, x = Noisy(nnx.Rngs(0)), np.ones((4, 5), np.float32)
+    for function in (nnx.value_and_grad(loss), nnx.jit(nnx.value_and_grad(loss))):
+        run = bh.accumulate(function, 2, weight=len)
+        window = bh.accumulator(function, 2, weight=len)
+        with nothing_compiles():
+            for use in (functools.partial(jax.eval_shape, run), window.init):
+                with pytest.raises(TypeError, match=r"changes 'dropout/rngs/count.*model\.eval"):
+                    use(model, x)
+        model.eval()
+        assert jax.eval_shape(run, model, x)[0].shape == ()
+        model.train()
+
+
+def test_the_noise_of_a_split_flax_model_comes_from_the_key():
+    nnx = pytest.importorskip("flax.nnx")
+    dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    rest, state = nnx.split(dropout)
+
+    def loss(params, batch, *, key):
+        model = nnx.merge(rest, state)
+        return jnp.sum(params * model(batch[0], rngs=nnx.Rngs(dropout=key))), jnp.asarray(2.0)
+
+    run = bh.accumulate(jax.value_and_grad(loss, has_aux=True), 8)
+    _, grads = jax.jit(run)(jnp.ones(16), jnp.ones((8, 16)), key=jax.random.key(0))
+    assert len(np.unique(grads)) > 2  # shares of micro-batches; with one mask 0 and 1
+
+
 def test_whole_models_of_equinox_are_accumulated_as_they_are(x64):
     """Among their leaves are functions."""
     eqx = pytest.importorskip("equinox")
@@ -258,5 +304,25 @@ def test_one_number_is_what_a_micro_batch_has_of_each(x64):
     def ragged(p, b):
         return (jnp.sum(b["inputs"]), jnp.sum(b["weights"])), b["inputs"]
 
-    with pytest.raises(ValueError, match=r"one shape in all of them, got \(3, \d+\) and \(2, "):
+    with pytest.raises(ValueError, match=r"the tree of the parameters, got one array; the par"):
         bh.accumulate(ragged, 3)(params, data)
+
+
+def test_what_a_function_gives_and_is_given_is_named(unchecked):
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    batch = jnp.ones((4, 1))
+
+    def refused(error, message, value, grads, *more, weight=None, **given):
+        run = bh.accumulate(lambda params, batch: (value, grads), 2, weight=weight)
+        with pytest.raises(error, match=message):
+            jax.eval_shape(lambda: run(params, batch, *more, **given))
+
+    pair = jnp.ones(()), jnp.ones(())
+    refused(ValueError, "got 'c'; the parameters are 'a', 'b'", pair, {"c": 1})
+    refused(ValueError, r"a: \(3,\), got \(\)", pair, {"a": jnp.ones(()), "b": jnp.ones(2)})
+    refused(TypeError, r"\(mean, gradient\), .* not a tuple of 2", pair, params, weight=len)
+    refused(TypeError, "the weight of a micro-batch is .* got a dict", (pair[0], {}), params)
+    refused(TypeError, "got 2 arguments for it: give", pair, params, batch)
+    noisy = bh.accumulate(jax.value_and_grad(lambda p, x, *, key: (0.0, 1.0), has_aux=True), 2)
+    with pytest.raises(TypeError, match=r"needs a key: give key=jax\.random\.key"):
+        jax.eval_shape(noisy, params, batch)

@@ -100,6 +100,8 @@ def test_wrong_weights_are_refused(unchecked, nothing_compiles):
             ValueError, match=r"0 or more, got -2.0 at \[1, 0\]; a mask is a weight"
         ):
             check_weights(None, None, np.asarray([[1.0, 0], [-2, -1]]))
+        with pytest.raises(ValueError, match=r"0 or more, got nan at \[1\]"):
+            check_weights(None, None, np.asarray([1.0, np.nan, 0.0]))
     check_weights(None, None, np.zeros(3, bool))
     check_weights(None, None, None)
 

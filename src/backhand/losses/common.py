@@ -106,12 +106,12 @@ def target_error(error: Array, targets: Array) -> Array | None:
 
 
 def check_weights(predictions: Any, targets: Any, weights: Any) -> None:
-    """Refuses negative weights on the host.
+    """Refuses weights on the host that are negative or NaN.
 
     Raises:
         ValueError: saying where.
     """
-    if isinstance(weights, np.ndarray) and (weights < 0).any():
+    if isinstance(weights, np.ndarray) and not (weights >= 0).all():
         where = np.unravel_index(int(np.argmin(weights)), weights.shape)
         place = [int(i) for i in where]
         raise ValueError(
