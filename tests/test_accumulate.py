@@ -247,9 +247,9 @@ def test_what_cannot_be_accumulated_is_refused(unchecked, nothing_compiles):
         mean = jax.value_and_grad(lambda params, part: jnp.sum(params))
         with pytest.raises(TypeError, match="must be a whole number, got True"):
             bh.accumulate(evaluation, True)
-        with pytest.raises(ValueError, match="floating-point dtype, got dtype=int32"):
+        with pytest.raises(ValueError, match="a floating-point one, got int32"):
             bh.accumulate(evaluation, 2, dtype=jnp.int32)
-        with pytest.raises(TypeError, match=r"dtype must be one such as jnp\.float32, got 'bf16'"):
+        with pytest.raises(TypeError, match=r"dtype must be one such as jnp\.bfloat16, got 'bf16'"):
             bh.accumulate(evaluation, 2, dtype="bf16")
         with pytest.raises(ValueError, match=r"dtype=float64 needs .*'jax_enable_x64'"):
             bh.accumulate(evaluation, 2, dtype=jnp.float64)

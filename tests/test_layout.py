@@ -90,7 +90,15 @@ ALLOWED: dict[str, set[str]] = {
         "visit",
     },
     "testing": set(),
-    "clipping": {"arrays", "collectors", "contributions", "gradients", "metrics", "visit"},
+    "clipping": {
+        "arrays",
+        "collectors",
+        "contributions",
+        "gradients",
+        "metrics",
+        "protocol",
+        "visit",
+    },
     "accumulate": {
         "arrays",
         "contributions",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from backhand.arrays import inverse
+from backhand.arrays import inverse, need_floating_dtype
 from backhand.contributions import map_owners
 from backhand.foreign import of_sums
 from backhand.gradients import Batch, Evaluate, Evaluation, Objective, Terms
@@ -122,7 +122,7 @@ def check_settings(
         raise ValueError(f"{name} needs at least 1 micro-batch, got {micro_batches}")
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f"nonfinite must be 'keep' or 'drop', got {nonfinite!r}")
-    _check_dtype(dtype)
+    need_floating_dtype(dtype)
     if weight is not None and not callable(weight):
         raise TypeError(f"weight must be a function of a micro-batch, got {weight!r}")
     if weight is not None and isinstance(function, Evaluation):
@@ -132,25 +132,6 @@ def check_settings(
         raise ValueError(
             f"{name} needs an evaluation that leaves nothing out, for it divides by the weight of "
             "the whole batch: give nonfinite='drop' to this accumulation alone, the outer one"
-        )
-
-
-def _check_dtype(dtype: Any) -> None:
-    """Refuses what sums cannot run in.
-
-    Raises:
-        TypeError: for what is no dtype.
-        ValueError: for one that is not floating-point, or has more bits than JAX is set to.
-    """
-    try:
-        known = jnp.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"dtype must be one such as jnp.float32, got {dtype!r}") from None
-    if not jnp.issubdtype(known, jnp.floating):
-        raise ValueError(f"sums run in a floating-point dtype, got dtype={known.name}")
-    if jax.dtypes.canonicalize_dtype(known) != known:
-        raise ValueError(
-            f"dtype={known.name} needs JAX's 64 bits: jax.config.update('jax_enable_x64', True)"
         )
 
 

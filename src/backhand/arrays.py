@@ -29,6 +29,25 @@ def at_least(own: DTypeLike, dtype: DTypeLike) -> jnp.dtype:
     return own if own.itemsize > jnp.dtype(dtype).itemsize else jnp.dtype(dtype)
 
 
+def need_floating_dtype(dtype: Any) -> None:
+    """Refuses a setting `dtype` that is none of floating point.
+
+    Raises:
+        TypeError: for what is no dtype.
+        ValueError: for one that is not floating-point, or has more bits than JAX is set to.
+    """
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be one such as jnp.bfloat16, got {dtype!r}") from None
+    if not jnp.issubdtype(known, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point one, got {known.name}")
+    if jax.dtypes.canonicalize_dtype(known) != known:
+        raise ValueError(
+            f"dtype={known.name} needs JAX's 64 bits: jax.config.update('jax_enable_x64', True)"
+        )
+
+
 def upcast(x: Array) -> Array:
     """`x` in the dtype that reductions, normalisations and losses run in: at least float32."""
     return x.astype(accumulation_dtype(x.dtype))

@@ -30,6 +30,7 @@ from backhand.contributions import (
 )
 from backhand.gradients import Batch, Evaluation, Objective, Terms, value_and_collect
 from backhand.metrics import Mean
+from backhand.protocol import number
 from backhand.visit import Collector, Params, PyTree, Visit, contributions, gradients
 
 
@@ -75,7 +76,7 @@ def value_and_clipped_grad(
         Abadi et al., "Deep learning with differential privacy", 2016.
         Li et al., "Large language models can be strong differentially private learners", 2021.
     """
-    if not max_norm > 0:
+    if not number("the norm of an example", max_norm) > 0:
         raise ValueError(f"an example's gradient is clipped to a norm above 0, got {max_norm}")
     unsummed = value_and_collect(objective, contributions=contributions, statistics=statistics)
 

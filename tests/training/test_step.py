@@ -299,6 +299,10 @@ def test_a_step_does_not_wait_for_the_device(monkeypatch):
         ({"steps_per_call": 0}, ValueError, "steps_per_call must be at least 1, got 0"),
         ({"steps_per_call": 2.5}, TypeError, "a whole number, got 2.5"),
         ({"dtype": jnp.int32}, ValueError, "dtype must be a floating-point one, got int32"),
+        ({"dtype": "bf16"}, TypeError, r"dtype must be one such as jnp\.bfloat16, got 'bf16'"),
+        ({"clip_norm": "1"}, TypeError, "clip_norm must be a number, got '1'"),
+        ({"clip_example_norm": "1"}, TypeError, "the norm of an example must be a number, got '1'"),
+        ({"frozen": "hidden/*"}, ValueError, r"frozen takes a list of paths.*\['hidden/\*'\]"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ import optax
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from backhand.arrays import is_floating
+from backhand.arrays import is_floating, need_floating_dtype
 from backhand.gradients import Batch, Objective
 from backhand.protocol import number, whole_number
 from backhand.recent import Recent
@@ -47,7 +47,8 @@ class TrainStep:
                 "a step takes a state, made by bh.train_state(params, optimizer); got "
                 f"{type(state).__name__}"
             )
-        if getattr(state.step, "is_deleted", bool)():
+        traced = isinstance(state.step, jax.core.Tracer)
+        if not traced and getattr(state.step, "is_deleted", bool)():
             raise ValueError(
                 "this state was used up by an earlier step: go on with the one that came back, as "
                 "in state, metrics = step(state, batch)"
@@ -136,8 +137,8 @@ def train_step(
         raise ValueError(f"nonfinite must be 'keep', 'drop' or 'skip', got {nonfinite!r}")
     if whole_number("steps_per_call", steps_per_call) < 1:
         raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be a floating-point one, got {jnp.dtype(dtype)}")
+    if dtype is not None:
+        need_floating_dtype(dtype)
     check_paths(frozen)
     passes = functools.partial(
         reverse_pass,
