@@ -78,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
         "visit",
         "waiting",
     },
-    "combine": {"gradients", "metrics", "protocol", "visit"},
+    "combine": {"arrays", "gradients", "metrics", "protocol", "visit"},
     "linear_cross_entropy_objective": {
         "arrays",
         "combinators",

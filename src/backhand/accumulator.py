@@ -38,7 +38,7 @@ class Sums(NamedTuple):
         weight: the sum of its weights, likewise.
         collected: the sums of what is collected; of a loss of several terms with the terms as
             their first axis.
-        lost: what rounding took from each of these; None where that is not kept.
+        lost: what rounding added to each of these; None where that is not kept.
         metrics: the metrics so far.
         added: how many micro-batches were added, int32 ().
         dropped: how many of them were left out for a NaN or Inf, int32 ().

@@ -29,6 +29,20 @@ def at_least(own: DTypeLike, dtype: DTypeLike) -> jnp.dtype:
     return own if own.itemsize > jnp.dtype(dtype).itemsize else jnp.dtype(dtype)
 
 
+def number(what: str, value: Any) -> float:
+    """The value as a float.
+
+    Raises:
+        TypeError: if it is no number.
+    """
+    try:
+        if not isinstance(value, str | bool | complex):
+            return float(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{what} must be a number, got {value!r}")
+
+
 def need_floating_dtype(dtype: Any) -> None:
     """Refuses a setting `dtype` that is none of floating point.
 

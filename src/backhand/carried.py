@@ -2,8 +2,8 @@
 
 Each addition rounds, and where the terms have one sign it may round the same way a thousand times:
 a float32 sum of 1,024 weights between 0.001 and 50 was off by 5e-6, and so was every gradient that
-was divided by it. What rounding takes from a small sum of many terms is carried beside it and given
-back with the next term, so that the sum is as good as if all terms had been there at once:
+was divided by it. What rounding adds to a small sum of many terms is carried beside it and taken
+from the next term, so that the sum is as good as if all terms had been there at once:
 
     y = x - lost        t = total + y        lost = (t - total) - y
 
@@ -33,7 +33,8 @@ SMALL = 1 << 12
 
 Of a loss and its weight, of biases, of all of a small model. 64-64-10 in 1,024 micro-batches of 32
 takes 1.2 times as long so, on 2 cores, and its weights are off by 1.3e-7 rather than by 1.5e-6. A
-larger sum would need more memory than accumulation may; it is off by as much as those were.
+larger sum would need more memory than accumulation may. In 1,024 micro-batches it is off by 1e-6,
+where all terms are alike by 1e-5; `dtype=jnp.float64` makes it exact.
 """
 
 

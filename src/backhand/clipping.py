@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from backhand.arrays import inverse
+from backhand.arrays import inverse, number
 from backhand.collectors import per_example_norms, square_norms, statistics
 from backhand.contributions import (
     Contribution,
@@ -30,7 +30,6 @@ from backhand.contributions import (
 )
 from backhand.gradients import Batch, Evaluation, Objective, Terms, value_and_collect
 from backhand.metrics import Mean
-from backhand.protocol import number
 from backhand.visit import Collector, Params, PyTree, Visit, contributions, gradients
 
 

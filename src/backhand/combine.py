@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import jax
 from jax import Array
 
+from backhand.arrays import number
 from backhand.gradients import Batch, Objective, Terms, check_objective
 from backhand.metrics import Mean, Reduction, check_names
-from backhand.protocol import number, split_key
+from backhand.protocol import split_key
 from backhand.visit import Collect, Params, PyTree, Residuals, gradients, merged
 
 
@@ -53,7 +54,8 @@ def combine(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -
             raise ValueError(f"combine needs names without '/', which joins metrics; got {name!r}")
     for name, objective in objectives.items():
         check_objective(objective)
-        if not math.isfinite(number(f"the weight of {name!r}", weights[name])):
+        traced = isinstance(weights[name], jax.core.Tracer)
+        if not traced and not math.isfinite(number(f"the weight of {name!r}", weights[name])):
             raise ValueError(f"the weight of {name!r} must be finite, got {weights[name]}")
     names = list(objectives)
     names_of = [objective.names for objective in objectives.values()]

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from backhand.arrays import accumulation_dtype, inverse
+from backhand.arrays import accumulation_dtype, inverse, is_floating
 from backhand.gradients import Terms
 from backhand.metrics import Reduction, Sum
 from backhand.micro_batches import Micro, columns, like_given, over
@@ -80,10 +80,13 @@ def rebuilt(params: Params) -> Params:
     """The same leaves in a new tree.
 
     What holds state, such as a Flax NNX model, may only be changed in the trace that it was made
-    in, and a scan is one of its own.
+    in, and a scan is one of its own. An array of NumPy's may not be changed at all.
     """
-    leaves, structure = jax.tree.flatten(params)
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if _is_numpy(leaf) else leaf, params)
+
+
+def _is_numpy(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray)
 
 
 def need_one_batch(more: tuple[Any, ...]) -> None:
@@ -108,7 +111,7 @@ def as_sums(
 
     Raises:
         TypeError: when called, for a function that gives no pair, or changes what it is given.
-        ValueError: when called, for a gradient that is not one of the parameters.
+        ValueError: when called, for a gradient of another shape than its parameter.
     """
 
     def sums(params: Params, batch: PyTree, **given: Any) -> tuple[Array, Array, PyTree]:
@@ -169,18 +172,19 @@ def _need_key(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
 
 
 def _check_gradient(params: Mapping[str, Any], grads: PyTree) -> None:
-    """Refuses what is no gradient of the parameters, or of some of them.
+    """Refuses what is no gradient: of what is at the path of a parameter, another shape.
 
     Raises:
-        ValueError: naming the first leaf that has no parameter, or another shape.
+        TypeError: naming the first leaf that is no floating-point array.
+        ValueError: naming the first of another shape.
     """
     for name, leaf in _named(grads).items():
-        if name not in params:
-            raise ValueError(
-                "accumulate needs a gradient in the tree of the parameters, got "
-                f"{repr(name) if name else 'one array'}; the parameters are {listed(params)}"
+        if not hasattr(leaf, "dtype") or not (is_floating(leaf) or jnp.iscomplexobj(leaf)):
+            raise TypeError(
+                f"accumulate needs a gradient of floating-point arrays, got {leaf!r} for "
+                f"{name or 'all'}"
             )
-        if np.shape(leaf) != np.shape(params[name]):
+        if name in params and np.shape(leaf) != np.shape(params[name]):
             raise ValueError(
                 f"accumulate needs gradients of the shapes of the parameters, {name or 'here'}: "
                 f"{np.shape(params[name])}, got {np.shape(leaf)}"
@@ -204,9 +208,12 @@ def _check_unchanged(
     Raises:
         TypeError: naming what was changed, and how to do without.
     """
-    after = _named(params)
+    after, twice = _named(params), _named(params)
+    gone = [name for name in before if name not in after]
+    made_anew = {name for name in after if after[name] is not twice[name]}  # by flattening alone
     replaced = [name for name in after if after[name] is not before.get(name)]
-    if not replaced:
+    replaced = [name for name in replaced if name not in made_anew]
+    if not replaced and not gone:
         return
 
     def left(leaves: list[Any]) -> dict[str, Any]:
@@ -214,11 +221,11 @@ def _check_unchanged(
         function(again)
         return _named(again)
 
-    # An inner `nnx.jit` replaces every leaf: the program knows which are those that came in.
+    # An inner `nnx.jit` or `nnx.remat` replaces every leaf: the program knows which came in.
     program = jax.make_jaxpr(left)(list(before.values())).jaxpr
     origins = dict(zip(sorted(after), (_origin(program, v) for v in program.outvars), strict=True))
     came_in = dict(zip(before, program.invars, strict=True))
-    changed = [name for name in replaced if origins[name] is not came_in.get(name)]
+    changed = gone + [name for name in replaced if origins[name] is not came_in.get(name)]
     if changed:
         raise TypeError(
             "accumulate needs a function that changes nothing that it is given, for the change is "
@@ -229,11 +236,12 @@ def _check_unchanged(
 
 
 def _origin(program: Any, variable: Any) -> Any:
-    """The variable that one is handed on from, through functions that are jitted inside."""
+    """The variable that one is handed on from, through functions inside, jitted or checkpointed."""
     for equation in program.eqns:
         place = next((i for i, v in enumerate(equation.outvars) if v is variable), None)
-        if place is not None and equation.primitive.name == "jit":
-            inner = equation.params["jaxpr"].jaxpr
+        if place is not None and equation.primitive.name in ("jit", "remat2", "checkpoint"):
+            inner = equation.params["jaxpr"]
+            inner = getattr(inner, "jaxpr", inner)
             source = _origin(inner, inner.outvars[place])
             for own, outer in zip(inner.invars, equation.invars, strict=True):
                 if own is source:

@@ -324,20 +324,12 @@ def whole_number(what: str, value: Any) -> int:
     Raises:
         TypeError: if it is not a whole number; True is none.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{what} must be a whole number, got {value!r}")
-    return operator.index(value)
-
-
-def number(what: str, value: Any) -> float:
-    """The value as a float.
-
-    Raises:
-        TypeError: if it is no number.
-    """
-    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{what} must be a number, got {value!r}")
-    return float(value)
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{what} must be a whole number, got {value!r}")
 
 
 def need_floating(name: str, x: Any) -> None:

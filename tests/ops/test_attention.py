@@ -1,6 +1,7 @@
 """Attention: who sees whom, heads that share keys, memory, and what is refused."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import backhand as bh
 from tests.support import assert_close, labels, normal, temporary_bytes
 
 attention = bh.ops.attention
+attention_module = importlib.import_module("backhand.ops.attention")
 attend = jax.jit(attention, static_argnames=("causal", "window", "scale", "soft_cap"))
 
 
@@ -189,6 +191,21 @@ def test_heads_that_share_keys_add_up_their_blame(key_heads, x64):
     dq, *errors = apart(dy)
     summed = [error.reshape(2, 5, key_heads, group, 4).sum(3) for error in errors]
     assert_close(back(dy), (dq, *summed))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_in_turn_and_blocks_of_rows_are_all_at_once(causal, x64, monkeypatch):
+    """As many scores as a test has are taken at once."""
+    monkeypatch.setattr(attention_module, "AT_ONCE", 0)
+    monkeypatch.setattr(attention_module, "IN_TURN", 1)
+    monkeypatch.setattr(attention_module, "SHORT_BLOCK", 16)
+    q, k, v = normal(0, 2, 37, 4, 3), normal(1, 2, 37, 2, 3), normal(2, 2, 37, 2, 3)
+
+    def way(run):
+        return jax.value_and_grad(lambda *a: jnp.sum(run(*a, causal=causal) ** 2), (0, 1, 2))
+
+    ours, truth = way(bh.ops.attention), way(bh.ops.attention.reference)
+    assert_close(jax.jit(ours)(q, k, v), jax.jit(truth)(q, k, v))
 
 
 def test_memory_grows_as_the_length():

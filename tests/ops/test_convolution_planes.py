@@ -45,3 +45,14 @@ def test_planes_are_laid_out_a_few_at_a_time():
     run = functools.partial(convolution_planes.correlate, convolution_lax.correlate)
     used = temporary_bytes(lambda x, w: run(x, w, windows), x, w)
     assert used < 2.5 * x.size * x.dtype.itemsize
+
+
+def test_planes_are_counted_where_few_of_their_places_are_seen():
+    """With a stride along planes these have many more numbers than there are places."""
+    windows, kernel = Geometry((1, 4, 4), ((1, 1), (0, 0), (0, 0)), (1, 1, 1), 1), (3, 4, 4)
+    x, y = (
+        jax.ShapeDtypeStruct(shape, "float32") for shape in ((4, 8, 32, 32, 8), (4, 8, 8, 8, 8))
+    )
+    run = functools.partial(convolution_planes.weights, convolution_lax.weights)
+    used = temporary_bytes(lambda x, y: run(x, y, windows, kernel), x, y)
+    assert used < 1.5 * x.size * x.dtype.itemsize

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import backhand as bh
 from backhand.ops import convolution_lax, convolution_products
 from backhand.ops.convolution_geometry import Geometry
 from tests.support import assert_close, normal
@@ -98,3 +99,20 @@ def test_both_ways_back_together_are_those_apart(x64, monkeypatch):
         convolution_lax.weights(x, y, windows, (3, 3)),
     )
     assert_close(together, apart)
+
+
+def test_what_is_called_twice_outside_of_a_program_is_compiled_once(nothing_compiles):
+    for x, w, groups in (
+        (normal(0, 2, 4, 4, 4), normal(1, 3, 3, 2, 4), 2),
+        (normal(0, 1, 3, 4, 4, 2), normal(1, 2, 3, 3, 2, 2), 1),
+    ):
+        bh.ops.convolution(x, w, groups=groups)
+        with nothing_compiles():
+            bh.ops.convolution(x, w, groups=groups)
+
+
+def test_a_weight_that_is_large_beside_planes_is_left_to_xla():
+    windows = Geometry((1, 1, 1), ((1, 1),) * 3, (1, 1, 1), 1)
+    x, w = normal(0, 2, 4, 4, 4, 8), normal(1, 3, 3, 3, 8, 8)
+    lowered = jax.jit(lambda x, w: convolution_products.correlate(x, w, windows)).lower(x, w)
+    assert "while" not in lowered.as_text()

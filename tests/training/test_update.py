@@ -204,3 +204,16 @@ def test_the_gradient_of_the_loss_as_a_function_is_not_clipped(x64):
     _, state, _ = one_step(NOTING, clip_example_norm=1e-3)
     (_, clipped), (_, whole) = noted(state)
     assert float(optax.tree.norm(whole)) > 10 * float(optax.tree.norm(clipped))
+
+
+def test_a_step_that_overflows_is_not_the_best():
+    """Left out, what overflows would have a loss of 0."""
+    rule = optax.chain(optax.sgd(1e5), optax.scale_by_backtracking_linesearch(40))
+    objective = bh.objective(bh.dense(1), bh.losses.mean_squared_error)
+    data = {"inputs": normal(0, 8, 3), "targets": normal(1, 8, 1)}
+    params = objective.init(jax.random.key(0), data)
+    state = bh.train_state(params, rule, loss_scale=2.0**8)
+    step = bh.train_step(objective, rule, accumulate=4, dtype=jnp.float16, nonfinite="drop")
+    for _ in range(2):
+        state, metrics = step(state, data)
+    assert int(metrics["dropped"]) == 0 and float(metrics["loss"]) > 0

@@ -227,7 +227,8 @@ def _on_this_platform(
     everywhere = run(how, at_once, rows)
     if explicit_sharding(q) is not None:
         return everywhere(head, *more)
-    few = batch * tokens * heads * keys <= (AT_ONCE if head.bias is None else AT_ONCE // 2)
+    most = AT_ONCE if heads > 1 and head.bias is None else AT_ONCE // 2
+    few = batch * tokens * heads * keys <= most
     size = max(1, IN_TURN * key_heads // (tokens * heads * keys))
     each = at_once if few else functools.partial(in_turn, size=size)
     whole = few and not how.causal and how.window is None
@@ -240,9 +241,9 @@ SHORT, SHORT_BLOCK, BLOCK = 256, 64, 128
 
 AT_ONCE, IN_TURN = 1 << 21, 1 << 17
 """Scores up to which all heads are taken at once on CPU, in whole rows unless blocks leave scores
-out: causal 4x256x8x64 took 0.6 of the time that it takes in turn, full 0.7. With a bias, whose
-error is as large again, half as many: there it took 1.1. Else, scores of the heads that one step
-takes."""
+out: 4x256x8x64 took 0.8 of the time that it takes in turn, 32x128x4x16 as much. With one head half
+as many (8x512x1x16 took 2.2 times as long at once), and with a bias, whose error is as large again
+(4x256x8x64: 1.1). Else, scores of the heads that one step takes."""
 
 
 def _by_key_head(

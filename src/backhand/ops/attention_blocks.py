@@ -1,4 +1,4 @@
-"""Attention of one key head, by blocks of rows: at no time are there more scores than one block's.
+"""Attention of one key head, by blocks of rows, without more scores than a block's at a time.
 
 A key head serves G query heads (G = 1 without grouping). Its queries (T, G, D) are T G rows, and a
 block of R tokens is R G consecutive rows, each set against the keys that some row of it may see:

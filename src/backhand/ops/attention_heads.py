@@ -1,7 +1,8 @@
 """A function of one key head, for all heads of all examples.
 
 On CPU in turn: products of matrices, few scores in the cache at a time, memory of one head. Where
-one device works on many heads at a time, or an explicit mesh splits the batch, all at once.
+there are few scores, one device works on many heads at a time, or an explicit mesh splits the
+batch, all at once.
 """
 
 import functools

@@ -95,7 +95,8 @@ def weights(
 
     wide = accumulation_dtype(x.dtype, y.dtype)
     zeros = jnp.zeros((*flat, taps * inputs, outputs), wide)
-    dw = in_blocks(product, x, y, windows, kernel, zeros, 2 * taps * inputs)
+    seen = -(-math.prod(x.shape[2:-1]) // max(1, math.prod(y.shape[2:-1])))  # for a place of y
+    dw = in_blocks(product, x, y, windows, kernel, zeros, 2 * taps * inputs * seen)
     return jnp.moveaxis(dw.reshape(*flat, taps, inputs, outputs), 2, 0)
 
 

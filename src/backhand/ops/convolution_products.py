@@ -9,7 +9,8 @@ Over the places p, the kernel's taps k and the channels i and o, with q = s p + 
 One sum over the triples (x, w, y) that meet: each product leaves out one of the three. What is
 outside of the input is zero. Channels may be split into groups, each with its own outputs.
 
-Here it is chosen how each is computed; any way gives the same numbers.
+Here it is chosen how each is computed; any way gives the same numbers. They are jitted, for what is
+called outside of a program would be compiled at every call: loops over blocks are new functions.
 """
 
 import dataclasses
@@ -55,6 +56,7 @@ UNROLLED = 64
 """Taps that are written out, each with its slice; beyond them a program would be too long."""
 
 
+@functools.partial(jax.jit, static_argnames=("windows",), inline=True)
 def correlate(x: X, w: W, windows: Geometry) -> Y:
     """What every place sees: y (B, *P, O) of x (B, *S, I) and w (*K, I / groups, O)."""
     if _pointwise(w.shape[:-2], windows):
@@ -63,13 +65,14 @@ def correlate(x: X, w: W, windows: Geometry) -> Y:
     if _in_groups(w.shape[-2], windows):
         one = functools.partial(correlate, windows=windows.of_one_group)
         on_cpu = functools.partial(by_groups, one, windows.groups)
-    elif _in_planes(windows):
+    elif _in_planes(windows, w.shape, x.size):
         on_cpu = functools.partial(convolution_planes.correlate, correlate, windows=windows)
     else:
         on_cpu = functools.partial(_on_cpu(x, w, windows, windows).correlate, windows=windows)
     return _chosen(everywhere, on_cpu, x, w)
 
 
+@functools.partial(jax.jit, static_argnames=("windows", "sizes"), inline=True)
 def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
     """What every place gives back: x (B, *sizes, I) of y (B, *P, O) and w (*K, I / groups, O)."""
     if _pointwise(w.shape[:-2], windows):
@@ -78,7 +81,7 @@ def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
     if _in_groups(w.shape[-2], windows):
         one = functools.partial(scatter, windows=windows.of_one_group, sizes=sizes)
         on_cpu = functools.partial(by_groups, one, windows.groups)
-    elif _in_planes(windows):
+    elif _in_planes(windows, w.shape, y.size):
         way = functools.partial(convolution_planes.scatter, scatter)
         on_cpu = functools.partial(way, windows=windows, sizes=sizes)
     else:
@@ -87,6 +90,7 @@ def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
     return _chosen(everywhere, on_cpu, y, w)
 
 
+@functools.partial(jax.jit, static_argnames=("windows", "kernel"), inline=True)
 def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
     """What every tap joined: w (*kernel, I / groups, O) of x (B, *S, I) and y (B, *P, O).
 
@@ -104,7 +108,7 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
     if _in_groups(x.shape[-1] // windows.groups, windows):
         one = functools.partial(weights, windows=windows.of_one_group, kernel=kernel)
         on_cpu = functools.partial(by_groups, one, windows.groups)
-    elif _in_planes(windows):
+    elif _in_planes(windows, (*kernel, x.shape[-1], y.shape[-1]), max(x.size, y.size)):
         way = functools.partial(convolution_planes.weights, weights)
         on_cpu = functools.partial(way, windows=windows, kernel=kernel)
     else:
@@ -113,6 +117,7 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
     return _by_platform(everywhere, on_cpu, x, y)
 
 
+@functools.partial(jax.jit, static_argnames=("windows",), inline=True)
 def scatter_and_weights(x: X, y: Y, w: W, windows: Geometry) -> tuple[X, W]:
     """What every place gives back to x, and what every tap joined: the way back of `correlate`."""
 
@@ -157,9 +162,14 @@ def _in_groups(channels: int, windows: Geometry) -> bool:
     return windows.groups > 1 and channels > 1
 
 
-def _in_planes(windows: Geometry) -> bool:
-    """Whether a convolution over three axes, of one group, is one over two on CPU."""
-    return windows.rank == 3 and windows.groups == 1
+def _in_planes(windows: Geometry, w: tuple[int, ...], most: int) -> bool:
+    """Whether a convolution of one group, over three axes, is one over two on CPU.
+
+    Not where its weight, of shape w, has more than half of the numbers of input or output, `most`:
+    2x4x4x4x256 to 256 took 2.2 times as long so.
+    """
+    small = w[0] <= UNROLLED and 2 * math.prod(w) <= most
+    return windows.rank == 3 and windows.groups == 1 and small
 
 
 def _on_cpu(x: Array, w: W, windows: Geometry, moving: Geometry) -> ModuleType:

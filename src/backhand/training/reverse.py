@@ -98,15 +98,18 @@ def as_function(
     batch: dict[str, PyTree],
     key: Array | None,
     loss_scale: Array | None,
+    dropped: Array,
 ) -> Callable[[Params], Array]:
     """The loss that a reverse pass finds as a function of the parameters, with its gradient.
 
     For update rules that look for the length of a step: they see what the step sees, in as little
-    memory.
+    memory. It is infinite where more would be left out than `dropped`, or a step that overflows
+    everything would be the best. Differentiated backwards only.
     """
 
     def run(params: Params) -> Found:
-        return reverse(params, batch, key, loss_scale)
+        found = reverse(params, batch, key, loss_scale)
+        return found._replace(loss=jnp.where(found.dropped > dropped, jnp.inf, found.loss))
 
     def forward(params: Params) -> tuple[Array, PyTree]:
         found = run(params)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from backhand.arrays import is_floating, upcast
+from backhand.arrays import is_floating, number, upcast
 from backhand.contributions import Leaf, is_running
-from backhand.protocol import check_key, listed, number
+from backhand.protocol import check_key, listed
 from backhand.visit import Params, PyTree
 
 LARGEST_SCALE = 2.0**24

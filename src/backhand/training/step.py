@@ -12,9 +12,9 @@ import optax
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from backhand.arrays import is_floating, need_floating_dtype
+from backhand.arrays import is_floating, need_floating_dtype, number
 from backhand.gradients import Batch, Objective
-from backhand.protocol import number, whole_number
+from backhand.protocol import whole_number
 from backhand.recent import Recent
 from backhand.training.clip import by_layer, by_norm, layers_of, norm
 from backhand.training.reverse import as_function, reverse_pass
@@ -83,7 +83,8 @@ def train_step(
         optimizer: any Optax update rule, the one that the state was made with. Rules that ask for
             them get the loss (`value`), the gradient (`grad`) and, as a function of the parameters
             that are trained, the loss of the batch (`value_fn`): as the step computes it, in the
-            same micro-batches with the same keys, leaving out those that it has to.
+            same micro-batches with the same keys, and infinite where more of them would be left
+            out. With "drop" each evaluation is a whole reverse pass.
         accumulate: the number of micro-batches that a batch is computed in; see `bh.accumulate`.
         gradients: "manual" for the hand-written reverse pass, "automatic" for `jax.grad`.
         clip_norm: the largest norm of the whole gradient, after accumulation.
@@ -153,14 +154,15 @@ def train_step(
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
         batch, params, scale = _cast(batch, dtype), state.params, state.loss_scale
         key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-        found = reverse(params, batch, key, None if scale is None else scale.scale)
+        factor = None if scale is None else scale.scale
+        found = reverse(params, batch, key, factor)
         grads, size = found.gradients, norm(found.gradients)
         metrics = {**found.metrics, "gradient_norm": size}
         if clip_layer_norm is not None:
             grads = by_layer(grads, layers_of(objective, params, batch, key), clip_layer_norm)
         if clip_norm is not None:
             grads = by_norm(grads, clip_norm)
-        loss_of = as_function(unclipped, batch, key, None if scale is None else scale.scale)
+        loss_of = as_function(unclipped, batch, key, factor, found.dropped)
         update = updating(optimizer, frozen, found.loss, found.statistics, loss_of)
         if nonfinite == "keep" and scale is None:
             state = update(state, grads)
