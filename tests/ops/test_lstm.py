@@ -35,8 +35,8 @@ def test_a_closed_forget_gate_lets_no_error_through():
 
 
 @pytest.mark.parametrize("batch", [8, 16])
-def test_no_more_memory_than_autodiff(batch):
-    """The textbook form with the input projected before the scan: ours takes 0.8 of it."""
+def test_less_memory_than_autodiff(batch):
+    """The textbook form with the input projected before the scan: ours takes 0.55 of it."""
     units, steps = 64, 50
     arrays = (
         normal(0, batch, steps, units),
@@ -61,4 +61,4 @@ def test_no_more_memory_than_autodiff(batch):
         temporary_bytes(jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), (0, 1, 2, 3)), *arrays)
         for f in (lambda *a: bh.ops.lstm(*a)[0], hoisted)
     )
-    assert ours <= 1.05 * theirs
+    assert ours <= 0.65 * theirs

@@ -94,6 +94,13 @@ def test_a_step_compiles_once_for_each_shape_of_batch(nothing_compiles):
     assert int(state.step) == 5
 
 
+def test_a_step_may_be_part_of_a_program():
+    of, optimizer = objective(), optax.sgd(0.1)
+    state = bh.train_state(parameters(of), optimizer, key=jax.random.key(0))
+    after, _ = jax.eval_shape(bh.train_step(of, optimizer), state, BATCH)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
 def test_the_state_is_donated_and_the_users_arrays_stay():
     of, optimizer, key = objective(), optax.sgd(0.1), jax.random.key(0)
     params = parameters(of)

@@ -195,7 +195,7 @@ def _weights_on_cpu(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> C
     taps, unit = math.prod(kernel), set(windows.stride) == {1}
     if taps > UNROLLED:
         return convolution_lax.weights
-    if windows.groups > 1:
+    if windows.groups > 1:  # of one channel each: others go one after another
         return convolution_depthwise.weights
     # Over one axis XLA's own took 0.7 of the time of columns, for causal kernels of 3 and 4.
     if x.size * taps <= SMALL or (windows.rank == 1 and unit):
@@ -231,6 +231,7 @@ def _chosen(everywhere: Way, on_cpu: Way, x: Array, w: Array) -> Array:
 
 
 def _by_platform(everywhere: Way, on_cpu: Way, *arrays: Array) -> Array:
+    """One way on CPU, another elsewhere, where they differ."""
     if on_cpu.func is everywhere.func:
         return everywhere(*arrays)
     return lax.platform_dependent(*arrays, cpu=on_cpu, default=everywhere)
