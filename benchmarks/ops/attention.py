@@ -203,6 +203,7 @@ def cases() -> Iterator[Case]:
     yield case("causal", (1, 1024, 8, 64), dtype="bfloat16")
     yield case("full", (32, 64, 4, 32), causal=False)
     yield case("full", (4, 256, 8, 64), causal=False)
+    yield case("full", (8, 512, 1, 16), causal=False)
     for form in ("einsum", "jax.nn", "blocks"):
         yield case("full", (1, 1024, 8, 64), causal=False, form=form)
     yield case("causal, 2 key heads", (4, 256, 8, 64), key_heads=2)

@@ -339,3 +339,37 @@ def test_a_leaf_that_is_taken_out_is_a_change(nothing_compiles):
     run = bh.accumulate(taking, 2, weight=len)
     with nothing_compiles(), pytest.raises(TypeError, match="changes 'b' of its model"):
         jax.eval_shape(run, {"a": np.ones(3), "b": np.ones(2)}, np.ones((4, 1)))
+
+
+@jax.tree_util.register_pytree_node_class
+class Anew:
+    """A tree whose leaves are made whenever it is flattened."""
+
+    def __init__(self, w):
+        self.w = w
+
+    def tree_flatten(self):
+        return (self.w * 1,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_leaves_that_are_made_anew_are_no_change():
+    def scaled(params, batch):
+        return jnp.sum(params.w), {"w": params.w}
+
+    run = bh.accumulate(scaled, 2, weight=len)
+    assert float(run(Anew(jnp.ones(3)), jnp.ones((4, 1)))[0]) == 3
+
+
+def test_the_numpy_arrays_of_a_model_are_not_written_to():
+    def writing(params, batch):
+        params["w"][...] = 7
+        return jnp.sum(params["w"]), params
+
+    model = {"w": np.ones(3)}
+    with pytest.raises(TypeError, match="immutable"):
+        bh.accumulate(writing, 2, weight=len)(model, jnp.ones((4, 1)))
+    assert model["w"].tolist() == [1, 1, 1]
