@@ -167,7 +167,7 @@ RECURRENCES = {"a scan": by_scan, "lax.associative_scan": by_associative_scan}
 
 def cases() -> Iterator[Case]:
     large = ((100, 32, 256), (256, 16, 512), (100, 8, 1024))
-    for sizes in (*large, (50, 64, 128), (32, 1, 128)):
+    for sizes in (*large, (50, 32, 1024), (50, 64, 128), (50, 8, 128), (32, 1, 128)):
         yield recurrent("lstm", *sizes)
     for name in ("gru", "elman"):
         for sizes in large:

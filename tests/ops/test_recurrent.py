@@ -149,8 +149,8 @@ def test_a_step_in_low_precision_does_not_convert_the_whole_sequence(columns):
     assert compiled(start, xs)[1].dtype == jnp.bfloat16
 
 
-# The catalogue's batches are small, in columns. Here they are run in rows, as large ones are.
-IN_ROWS = {row.name: row for row in ROWS if row.name in {f"ops.{n}" for n in GATES}}.values()
+# The catalogue's layers are small, in rows. Here they are run in columns, as large ones are.
+IN_COLUMNS = {row.name: row for row in ROWS if row.name in {f"ops.{n}" for n in GATES}}.values()
 CHECKS = {
     "one after the other": faults,
     "twice differentiated": test_gradients.test_jax_grad_of_the_call_runs_the_hand_written_backward,
@@ -166,9 +166,9 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("row", IN_ROWS, ids=repr)
-def test_large_batches_are_held_to_what_small_ones_are(row, check, x64, monkeypatch):
-    monkeypatch.setattr("backhand.ops.recurrent.ROWS_FROM", 0)
+@pytest.mark.parametrize("row", IN_COLUMNS, ids=repr)
+def test_large_layers_are_held_to_what_small_ones_are(row, check, x64, monkeypatch):
+    monkeypatch.setattr("backhand.ops.recurrent.COLUMNS_FROM", 0)
     assert not CHECKS[check](dataclasses.replace(row))
 
 

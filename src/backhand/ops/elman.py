@@ -118,7 +118,8 @@ def elman_forward(
     if activation not in ACTIVATIONS:
         raise ValueError(f'elman needs activation "tanh" or "relu", got {activation!r}')
     act, _ = ACTIVATIONS[activation]
-    sweep, keep, units = sweep_of(x, reverse), kept(lengths, x.shape[1]), wh.shape[0]
+    units = wh.shape[0]
+    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
     x = within(keep, by_batch(x))
     z = projected(x, whole(wx), whole(b))
     recur = sweep.times(whole(wh).astype(x.dtype))
@@ -157,7 +158,8 @@ def elman_deltas(
     """The reverse scan."""
     x, _, wh, _, state, lengths, hs = residuals
     _, slope = ACTIVATIONS[activation]
-    sweep, keep, units = sweep_of(x, reverse), kept(lengths, x.shape[1]), wh.shape[0]
+    units = wh.shape[0]
+    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
     recur = sweep.times(whole(wh).astype(x.dtype).T)
 
     def step(dh: Array, own: PyTree) -> tuple[Array, Array]:

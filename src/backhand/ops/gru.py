@@ -124,7 +124,8 @@ def gru_forward(
     """
     biases = {"b": (b, 3), "bn": (bn, 1)}
     check("gru", 3, x, (wx, wh), biases, {"h": state}, lengths)
-    sweep, keep, units = sweep_of(x, reverse), kept(lengths, x.shape[1]), wh.shape[0]
+    units = wh.shape[0]
+    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
     x = within(keep, by_batch(x))
     half = jnp.repeat(jnp.array([0.5, 0.5, 1.0], x.dtype), units)
     scaled = [whole(w).astype(x.dtype) * half[None] for w in (wx, wh)]
@@ -166,7 +167,8 @@ def gru_deltas(
 ) -> Deltas:
     """The reverse scan."""
     x, _, wh, _, _, state, lengths, gates, inner, hs = residuals
-    sweep, keep, units = sweep_of(x, reverse), kept(lengths, x.shape[1]), wh.shape[0]
+    units = wh.shape[0]
+    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
     recur = sweep.times(whole(wh).astype(x.dtype).T)
     before = sweep.before(sweep.state(start(state, x, units)), hs)
 

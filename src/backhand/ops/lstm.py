@@ -122,7 +122,8 @@ def lstm_forward(
         raise ValueError("lstm needs its state as a pair (h, c), each of shape (B, H)")
     h0, c0 = (None, None) if state is None else state
     check("lstm", 4, x, (wx, wh), {"b": (b, 4)}, {"h": h0, "c": c0}, lengths)
-    sweep, keep, units = sweep_of(x, reverse), kept(lengths, x.shape[1]), wh.shape[0]
+    units = wh.shape[0]
+    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
     x = within(keep, by_batch(x))
     half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], x.dtype), units)
     scaled = [whole(w).astype(x.dtype) * half[None] for w in (wx, wh)]
@@ -158,7 +159,8 @@ def lstm_deltas(
 ) -> Deltas:
     """The reverse scan."""
     x, _, wh, _, state, lengths, gates, hs, cs = residuals
-    sweep, keep, units = sweep_of(x, reverse), kept(lengths, x.shape[1]), wh.shape[0]
+    units = wh.shape[0]
+    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
     recur = sweep.times(whole(wh).astype(x.dtype).T)
     h0, c0 = (None, None) if state is None else state
     before = sweep.before(sweep.state(start(c0, x, units)), cs)
