@@ -1,6 +1,7 @@
 """One row of the op benchmark: forward and reverse together, by hand and by autodiff."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from benchmarks.measure import in_turns, memory_ratio, temporary
-from benchmarks.ops.peer import Prepare, fastest
+from benchmarks.ops.peer import Prepare, peers
 
 SAMPLES, SECONDS = 11, 0.05
 
@@ -26,7 +27,7 @@ class Case:
             differentiated.
         ours: `(*arguments) -> y`, which JAX differentiates by the hand-written rule.
         theirs: the same function, as an expert would write it for `jax.grad`.
-        torch: PyTorch's forms by the name of their layout; the fastest of them counts.
+        torch: PyTorch's forms by the name of their layout.
         dtype: of the arguments.
         reference: what `ours` is compared with in float64, where that is not `theirs`.
     """
@@ -58,7 +59,8 @@ class Row:
             over its largest element, ours and theirs.
         milliseconds, megabytes: ours and theirs.
         torch_time_ratio: our time over PyTorch's, where it has the op and is installed.
-        torch_layout: which of its layouts was the fastest.
+        torch_layout: which of its layouts that is, the fastest.
+        torch_others: our time over that of its other layouts, by their names.
         date: when it was measured.
     """
 
@@ -75,6 +77,7 @@ class Row:
     megabytes: tuple[float, float]
     torch_time_ratio: float | None = None
     torch_layout: str = ""
+    torch_others: Mapping[str, float] = dataclasses.field(default_factory=dict)
     date: str = ""
 
     @property
@@ -177,15 +180,12 @@ def measure(case: Case, date: str, samples: int = SAMPLES, seconds: float = SECO
         truth = in_float64(case.reference, dy, arguments)
     error = relative_error(sides[0](*given), truth)
     del truth
-    peer = fastest(case.torch, *given)
-    against_torch = None
-    if peer is not None:
-        against_torch = in_turns(
-            lambda: jax.block_until_ready(sides[0](*given)),
-            peer.run,
-            samples=samples,
-            seconds=seconds,
-        ).ratio
+    ran = functools.partial(in_turns, lambda: jax.block_until_ready(sides[0](*given)))
+    ratios = {
+        peer.layout: ran(peer.run, samples=samples, seconds=seconds).ratio
+        for peer in peers(case.torch, *given)
+    }
+    by_speed = sorted(ratios, key=lambda layout: -ratios[layout])
     return Row(
         *case.name,
         time_ratio=timing.ratio,
@@ -196,7 +196,8 @@ def measure(case: Case, date: str, samples: int = SAMPLES, seconds: float = SECO
         autodiff_error=autodiff_error,
         milliseconds=timing.milliseconds,
         megabytes=(ours / 1e6, theirs / 1e6),
-        torch_time_ratio=against_torch,
-        torch_layout="" if peer is None else peer.layout,
+        torch_time_ratio=ratios[by_speed[0]] if ratios else None,
+        torch_layout=by_speed[0] if ratios else "",
+        torch_others={layout: ratios[layout] for layout in by_speed[1:]},
         date=date,
     )

@@ -1,6 +1,5 @@
 """PyTorch's forward and reverse of an op, where PyTorch is installed and has it."""
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,24 +89,12 @@ def images(function: Callable[..., Any], rank: int) -> dict[str, Prepare]:
     return forms | {"channels last": layout(True)} if rank in (4, 5) else forms
 
 
-def fastest(forms: Mapping[str, Prepare], *arguments: Any) -> Peer | None:
-    """The fastest of PyTorch's forms; None where there is none, no PyTorch, or another device."""
+def peers(forms: Mapping[str, Prepare], *arguments: Any) -> list[Peer]:
+    """PyTorch's forms, ready to run; none where it is not installed, or on another device."""
+    if not forms or jax.devices()[0].platform != "cpu":
+        return []
     try:
         import torch  # noqa: F401
     except ImportError:
-        return None
-    if not forms or jax.devices()[0].platform != "cpu":
-        return None
-    peers = [Peer(layout, prepare(*arguments)) for layout, prepare in forms.items()]
-    return peers[0] if len(peers) == 1 else min(peers, key=lambda peer: _seconds(peer.run))
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    """The shortest of a few times, after a call that is not counted."""
-    run()
-    times = []
-    while len(times) < 3 or (sum(times) < 0.1 and len(times) < 50):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        return []
+    return [Peer(layout, prepare(*arguments)) for layout, prepare in forms.items()]

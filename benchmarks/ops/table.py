@@ -37,7 +37,8 @@ ours / theirs: below 1 is faster or leaner.
   theirs is 0.
 - **error**: of output and gradients against float64, the largest in an array over its largest
   element; ours and autodiff's.
-- **PyTorch**: our time over that of the fastest layout it was given, named where it has two."""
+- **PyTorch**: our time over that of the fastest layout it was given; where it has two, over the
+  other one as well."""
 
 FOOT = """\
 {machine}. PyTorch
@@ -66,12 +67,13 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def line(r: Row) -> str:
-    torch = "" if r.torch_time_ratio is None else f"{r.torch_time_ratio:.2f}"
-    layout = f" ({r.torch_layout})" if r.torch_layout else ""
+    layouts = {r.torch_layout: r.torch_time_ratio, **r.torch_others}
+    beside = ((f"({layout})" if layout else "", ratio) for layout, ratio in layouts.items())
+    torch = ", ".join(f"{v:.2f} {layout}".rstrip() for layout, v in beside if v is not None)
     return (
         f"| {r.op} | {r.setting} | {r.dtype} | {pair(r.milliseconds, 2)} | {bold(r.time_ratio)} "
         f"| {r.time_low:.2f} to {r.time_high:.2f} | {pair(r.megabytes, 1)} "
-        f"| {bold(r.memory_ratio)} | {r.error:.1e} | {r.autodiff_error:.1e} | {torch}{layout} |"
+        f"| {bold(r.memory_ratio)} | {r.error:.1e} | {r.autodiff_error:.1e} | {torch} |"
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import backhand as bh
 from benchmarks.ops import __main__ as command
 from benchmarks.ops import cases
 from benchmarks.ops.case import Case, Row, measure, normal
+from benchmarks.ops.peer import Peer
 from benchmarks.ops.table import line, merged, read, summary
 from benchmarks.report import write
 
@@ -56,6 +58,14 @@ def test_a_row_of_the_benchmark():
     assert row.memory_ratio == 1.0
     assert max(row.error, row.autodiff_error) < 1e-6
     assert row.torch_time_ratio is None
+
+
+def test_the_fastest_layout_of_pytorch_is_the_one_that_counts(monkeypatch):
+    layouts = [Peer("first", lambda: time.sleep(0.02)), Peer("last", lambda: None)]
+    monkeypatch.setattr("benchmarks.ops.case.peers", lambda forms, *arguments: layouts)
+    row = measure(small(), "", samples=1, seconds=0)
+    assert row.torch_layout == "last" and row.torch_others.keys() == {"first"}
+    assert f"{row.torch_others['first']:.2f} (first) |" in line(row)
 
 
 def test_a_wrong_reverse_has_a_large_error():
