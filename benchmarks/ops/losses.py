@@ -51,10 +51,19 @@ def cosine_distance(x: Array, t: Array) -> Array:
     return optax.losses.cosine_distance(x, t, epsilon=1e-6)
 
 
-def info_nce(q: Array, k: Array) -> Array:
+def similarity(q: Array, k: Array) -> Array:
     u, v = (x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True)) for x in (q, k))
-    labels = jnp.arange(len(q))
-    return optax.softmax_cross_entropy_with_integer_labels(u @ v.T / 0.07, labels)
+    return u @ v.T / 0.07
+
+
+def info_nce(q: Array, k: Array) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(similarity(q, k), jnp.arange(len(q)))
+
+
+def info_nce_both_ways(q: Array, k: Array) -> Array:
+    z, labels = similarity(q, k), jnp.arange(len(q))
+    each = optax.softmax_cross_entropy_with_integer_labels
+    return (each(z, labels) + each(z.T, labels)) / 2
 
 
 def softmax_cross_entropy(x: Array, ids: Array) -> Array:
@@ -102,6 +111,13 @@ def of_numbers(name: str, theirs: Any, count: int, *shape: int) -> Case:
 def triplet(*shape: int) -> Case:
     whole = of_numbers("triplet", optax.losses.triplet_margin_loss, 3, *shape)
     return dataclasses.replace(whole, ours=lambda *three: bh.losses.triplet(three))
+
+
+def paired(*shape: int) -> Case:
+    loss = bh.losses.paired(bh.losses.info_nce.bind(symmetric=True))
+    whole = of_numbers("paired", info_nce_both_ways, 2, *shape)
+    setting = f"info_nce both ways, {whole.setting}"
+    return dataclasses.replace(whole, ours=lambda *both: loss(both), setting=setting)
 
 
 def of_bits(name: str, theirs: Any, *shape: int, dtype: str = "int32") -> Case:
@@ -188,5 +204,6 @@ def cases() -> Iterator[Case]:
         yield of_numbers("cosine_distance", cosine_distance, 2, *shape)
         yield triplet(*shape)
         yield of_numbers("info_nce", info_nce, 2, *shape)
+        yield paired(*shape)
     for sizes in ((8, 16, 100), (8, 128, 1000)):
         yield with_balance(*sizes)

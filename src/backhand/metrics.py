@@ -188,7 +188,8 @@ def impossible_alignments(
     """The share of examples that `bh.losses.ctc` cannot align and leaves out.
 
     These have fewer frames than labels and blanks between equal ones. Of examples whose weight is
-    not 0; the total alone is how many there are.
+    not 0; the total alone is how many there are. Labels in NumPy arrays are not left out: an
+    objective refuses them, see `ctc`.
 
     Args:
         logits: (B, T, V).

@@ -126,13 +126,19 @@ class Loss(Op):
 
     Args:
         check: `(predictions, targets, weights) -> None`, run on the host before anything compiles;
-            predictions are a `jax.ShapeDtypeStruct`, the others as the user gave them. Raises
-            ValueError for values that the loss is not defined at.
+            predictions are a `jax.ShapeDtypeStruct`, the others as the user gave them; and what
+            it names of the static arguments. Raises ValueError where the loss is not defined.
         has_targets: False where the loss is one of predictions alone, and its targets are None.
     """
 
-    check: Callable[[Any, PyTree, PyTree], None] = lambda predictions, targets, weights: None
+    check: Callable[..., None] = lambda predictions, targets, weights: None
     has_targets: bool = True
+
+    def bind(self, **static: Any) -> "Loss":
+        """What `Op.bind` gives, with `check` bound as well."""
+        known = inspect.signature(self.check).parameters
+        own = functools.partial(self.check, **{k: v for k, v in static.items() if k in known})
+        return dataclasses.replace(super().bind(**static), check=own)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ def lookup(tree):
 
 def test_the_summary_names_the_rows_that_lose():
     slow = dataclasses.replace(ROW, op="slow", time_ratio=1.2, torch_time_ratio=3.0)
-    wide = dataclasses.replace(ROW, op="wide", memory_ratio=None, torch_time_ratio=0.5)
+    wide = dataclasses.replace(ROW, op="wide", memory_ratio=None, torch_time_ratio=0.5, error=3e-7)
     lines = summary([ROW, slow, wide]).splitlines()
     assert lines == [
         "- 3 rows.",
@@ -94,6 +94,8 @@ def test_the_summary_names_the_rows_that_lose():
         "  - slow, 4 x 4, float32 (1.20)",
         "- Above 1.05 in memory: 1 of 3.",
         "  - wide, 4 x 4, float32 (∞)",
+        "- Above 1.05 in error: 1 of 3.",
+        "  - wide, 4 x 4, float32 (3.00)",
         "- Above 1.05 in time against PyTorch: 1 of 2.",
         "  - slow, 4 x 4, float32 (3.00)",
     ]

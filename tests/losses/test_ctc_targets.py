@@ -45,6 +45,8 @@ def test_labels_longer_than_the_frames_are_refused_where_they_are_known():
     ):
         with pytest.raises(ValueError, match=message):
             CTC.check(logits, wrong, None)
+    with pytest.raises(ValueError, match=r"not be blank, 2; got 2 at \[0, 1\]"):
+        CTC.bind(blank=2).check(logits, good, None)
 
 
 def test_an_objective_refuses_lengths_before_anything_compiles(nothing_compiles):

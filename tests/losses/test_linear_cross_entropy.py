@@ -71,8 +71,8 @@ ERRORS = st.sampled_from([-2.0, 0.0, 0.5])
             {},
             {"z_loss": 0.1},
             {"soft_cap": 2.0, "label_smoothing": 0.2},
-            {"soft_cap": 2.0, "z_loss": 0.1, "rows": 5},
-            {"label_smoothing": 1.0, "rows": 4},
+            {"soft_cap": 2.0, "z_loss": 0.1, "rows": 5, "tied": True},
+            {"label_smoothing": 1.0, "rows": 4, "tied": True},
             {"rows": 7},
         ]
     ),
@@ -83,7 +83,7 @@ def test_values_and_errors_are_the_references(x, targets, weights, options, dy):
     with jax.enable_x64(True):
         arrays = (
             jnp.asarray(x).reshape(B, T, D),
-            normal(1, D, V),
+            normal(1, V, D) if options.get("tied") else normal(1, D, V),
             jnp.asarray(targets, jnp.int32).reshape(B, T),
             jnp.asarray(weights).reshape(B, T),
         )

@@ -92,6 +92,7 @@ def vectors(rng, coarse, positions, w):
         (L.triplet, ((a, p, n), None, w)),
         (L.triplet.bind(margin=3.0), (np.stack([a, p, n], 1), None, w)),
         (L.info_nce.bind(temperature=0.5), (q, k, by_example)),
+        (L.info_nce.bind(temperature=0.5, symmetric=True), (q, k, by_example)),
     ]
 
 

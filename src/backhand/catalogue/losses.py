@@ -57,6 +57,11 @@ def _stateful(targets: Spec, weights: Spec | None, **settings: Any) -> Row:
     return Row("losses.with_state", losses.with_state, inputs, settings, edges=edges)
 
 
+def _paired(predictions: Any, weights: Spec | None, **settings: Any) -> Row:
+    inputs = (predictions, None, weights)
+    return Row("losses.paired", losses.paired, inputs, settings, edges=({"B": 1}, {"B": 0}))
+
+
 NUMBERS = Spec("normal", "B T V")
 SHARES = Spec("shares", "B T V")
 PROBABILITIES = Spec("probabilities", "B T V")
@@ -93,4 +98,7 @@ ROWS: tuple[Row, ...] = (
     _stateful(NUMBERS, _weights("B T"), loss=losses.mean_squared_error),
     _loss("info_nce", Spec("normal", "B D"), None, "B D"),
     _loss("info_nce", Spec("normal", "B D"), _weights("B"), "B D", temperature=0.5),
+    _loss("info_nce", Spec("normal", "B D"), _weights("B"), "B D", temperature=0.5, symmetric=True),
+    _paired((Spec("normal", "B D"),) * 2, None, loss=losses.info_nce),
+    _paired(Spec("normal", "B 2 T D"), _weights("B T"), loss=losses.cosine_distance),
 )

@@ -61,7 +61,9 @@ def ctc_forward(
 
     Labels that cannot be aligned, since there are fewer frames than labels and blanks between equal
     ones, have no loss: such an example has weight 0, and `bh.metrics.impossible_alignments` counts
-    it. Labels whose every path meets a logit of -inf have an infinite loss and no blame: a weight
+    it. In a batch of NumPy arrays, which an objective reads before anything compiles, they are an
+    error that says which; on a device, `jax.device_put(batch)`, they are left out and counted.
+    Labels whose every path meets a logit of -inf have an infinite loss and no blame: a weight
     may not depend on predictions. What is beyond the lengths, logits and labels, has no effect.
 
     Args:

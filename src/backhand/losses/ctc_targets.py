@@ -124,12 +124,12 @@ def _check_lengths(
             )
 
 
-def check_values(logits: Any, targets: Any, weights: Any) -> None:
+def check_values(logits: Any, targets: Any, weights: Any, *, blank: int = 0) -> None:
     """Refuses, on the host, what has weight and no meaning.
 
     Raises:
-        ValueError: for lengths beyond the padding, labels outside of [0, V), or more labels than
-            fit into the frames, saying where.
+        ValueError: for lengths beyond the padding, labels that are blank or outside of [0, V), or
+            more labels than fit into the frames, saying where.
     """
     check_weights(logits, targets, weights)
     if not all(isinstance(leaf, np.ndarray) for leaf in targets.values()):
@@ -141,12 +141,12 @@ def check_values(logits: Any, targets: Any, weights: Any) -> None:
     _check_lengths(targets, most, frames, counts)
     lengths = targets.get("label_lengths", np.full(size, most))
     there = (np.arange(most) < lengths[:, None]) & counts[:, None]
-    outside = there & ((labels < 0) | (labels >= symbols))
+    outside = there & ((labels < 0) | (labels >= symbols) | (labels == blank))
     if outside.any():
         i, j = (int(k) for k in np.argwhere(outside)[0])
         raise ValueError(
-            f"labels must lie in [0, {symbols}), the number of logits; got {labels[i, j]} at "
-            f"[{i}, {j}]"
+            f"labels must lie in [0, {symbols}), the number of logits, and not be blank, {blank}; "
+            f"got {labels[i, j]} at [{i}, {j}]"
         )
     repeats = np.sum((labels[:, 1:] == labels[:, :-1]) & there[:, 1:], 1)
     needed = np.where(counts, lengths + repeats, 0)
@@ -156,5 +156,5 @@ def check_values(logits: Any, targets: Any, weights: Any) -> None:
         raise ValueError(
             f"labels longer than the frames: example [{i}] needs {needed[i]} frames, for "
             f"{lengths[i]} labels and {repeats[i]} blanks between equal ones, and has {given[i]}; "
-            "give it weight 0, or more frames"
+            "give it weight 0, or more frames; in labels on a device such examples are left out"
         )

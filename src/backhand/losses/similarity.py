@@ -1,4 +1,4 @@
-"""Losses of vectors that should be near, or far: cosine, triplet, contrastive.
+"""Losses of vectors that should be near, or far: cosine and triplet.
 
 With u the direction x / |x| of a vector, the error du of the direction comes back as
 
@@ -9,24 +9,20 @@ since the length of x changes nothing. A vector shorter than EPS is divided by E
     cosine       l = 1 - u_x u_t                                           du_x = -u_t
     triplet      l = max(0, |a - p| - |a - n| + m)                         da = e_p - e_n
                  dp = -e_p and dn = e_n, with e the unit vectors of the differences, where l > 0
-    contrastive  l_i = log sum_j exp(z_ij) - z_ii,  z_ij = u_i v_j / tau
-                 dz_ij = P_ij - [i = j],  du_i = sum_j dz_ij v_j / tau,  dv_j likewise
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from backhand.arrays import contract, explicit_sharding, is_floating, like_primal, product, upcast
+from backhand.arrays import like_primal, upcast
 from backhand.losses.common import (
     Sum,
     check_weights,
     masked,
     pair,
-    spread,
     target_error,
     weighted_sum,
     weighted_sum_backward,
@@ -45,19 +41,6 @@ class Triplets(NamedTuple):
     weights: Array | None
     near: Float[Array, "*positions"]
     far: Float[Array, "*positions"]
-
-
-class Contrast(NamedTuple):
-    """Directions and lengths of both, exp(z) over its largest in the row, one over its sum."""
-
-    queries: Float[Array, "B D"]
-    keys: Float[Array, "B D"]
-    weights: Array | None
-    losses: Float[Array, " B"]
-    e: Float[Array, "B B"]
-    share: Float[Array, "B 1"]
-    u: tuple[Array, Array]
-    v: tuple[Array, Array]
 
 
 def cosine_distance_forward(
@@ -83,7 +66,7 @@ def cosine_distance_forward(
     x, t = pair("cosine_distance", predictions, targets)
     if predictions.ndim == 0:
         raise ValueError("cosine_distance needs vectors (..., D), got a scalar")
-    lengths = _length(x), _length(t)
+    lengths = length_of(x), length_of(t)
     cosine = jnp.sum(x * t, -1, keepdims=True) / lengths[0] / lengths[1]
     total = weighted_sum("cosine_distance", 1 - cosine[..., 0], weights)
     return total, (predictions, targets, weights, cosine, *lengths)
@@ -106,7 +89,7 @@ def cosine_distance_backward(
 
 def cosine_distance_reference(x: Array, t: Array, weights: Array | None = None) -> Sum:
     x, t = pair("", x, t)
-    return weighted_sum("", 1 - jnp.sum(_textbook_unit(x) * _textbook_unit(t), -1), weights)
+    return weighted_sum("", 1 - jnp.sum(textbook_unit(x) * textbook_unit(t), -1), weights)
 
 
 def triplet_forward(
@@ -226,136 +209,13 @@ def triplet_reference(
     return weighted_sum("", losses, weights)
 
 
-def info_nce_forward(
-    queries: Float[Array, "B D"],
-    keys: Float[Array, "B D"],
-    weights: Array | None = None,
-    *,
-    temperature: float = 0.07,
-) -> tuple[Sum, Contrast]:
-    """sum(w l) and sum(w), with l_i = -log softmax_j(cos(q_i, k_j) / tau) at j = i.
-
-    Each query is to find its own key among those of the batch. Keys of examples of weight 0 are no
-    negatives for others. The negatives are those of a micro-batch where a gradient is accumulated.
-    The loss in both directions is the sum of this and that of (keys, queries).
-
-    Args:
-        queries: (B, D), of any length: directions are compared.
-        keys: of the same shape; key i belongs to query i.
-        weights: per example, (B,).
-        temperature: tau above 0.
-
-    Raises:
-        TypeError: if queries or keys are not floating point.
-        ValueError: if the shapes do not fit, or the temperature is not above 0.
-
-    Example:
-        >>> import backhand as bh, jax.numpy as jnp
-        >>> total, weight = bh.losses.info_nce(jnp.eye(3), jnp.eye(3), temperature=1.0)
-        >>> round(float(total / weight), 4)  # log(e + 2) - 1
-        0.5514
-
-    References:
-        van den Oord et al., "Contrastive predictive coding", 2018.
-        Radford et al., "CLIP", 2021.
-    """
-    if not temperature > 0:
-        raise ValueError(f"info_nce needs a temperature above 0, got {temperature}")
-    need_floating("info_nce", queries)
-    if not is_floating(keys):
-        raise TypeError(f"info_nce needs floating-point keys, got {keys.dtype}")
-    if queries.ndim != 2 or keys.shape != queries.shape:
-        raise ValueError(
-            f"info_nce needs queries and keys of one shape (B, D), got {queries.shape} and "
-            f"{keys.shape}"
-        )
-    if weights is not None and weights.shape != queries.shape[:1]:
-        raise ValueError(
-            f"info_nce needs weights of shape {queries.shape[:1]}, one per example; got "
-            f"{weights.shape}"
-        )
-    residuals = _contrast(queries, keys, weights, temperature)
-    return weighted_sum("info_nce", residuals.losses, weights), residuals
-
-
-def info_nce_backward(
-    residuals: Contrast, dy: Sum, *, temperature: float = 0.07
-) -> tuple[Array, Array, Array | None]:
-    queries, keys, weights, losses, e, share, u, v = residuals
-    dlosses, dweights = weighted_sum_backward(losses, weights, dy)
-    dz = masked(dlosses[:, None] / temperature, e * share - _own(e).astype(e.dtype))
-    du = contract(dz, v[0], ((1,), (0,)), u[0])
-    dv = contract(dz, u[0], ((0,), (0,)), v[0])
-    dq, dk = _unit_backward(u, du), _unit_backward(v, dv)
-    return like_primal(dq, queries), like_primal(dk, keys), dweights
-
-
-def _contrast(queries: Array, keys: Array, weights: Array | None, temperature: float) -> Contrast:
-    x = upcast(queries)
-    k = keys.astype(x.dtype)
-    absent = None if weights is None else spread("info_nce", weights, x[:, 0]) == 0
-    if absent is not None:
-        x, k = (jnp.where(absent[:, None] & ~jnp.isfinite(y), 0, y) for y in (x, k))
-    u, v = _unit(x), _unit(k)
-    z = product(u[0], _everywhere(v[0]).T) / temperature
-    if absent is not None:
-        z = jnp.where(~_own(z) & _everywhere(absent)[None, :], -jnp.inf, z)
-    top = lax.stop_gradient(jnp.max(z, 1, keepdims=True, initial=-jnp.inf))
-    e = jnp.exp(z - top)
-    summed = jnp.sum(e, 1, keepdims=True)
-    true = jnp.sum(u[0] * v[0], 1) / temperature
-    losses = (top + jnp.log(summed))[:, 0] - true
-    return Contrast(queries, keys, weights, losses, e, 1 / summed, u, v)
-
-
-def _own(z: Array) -> Array:
-    """Where a query meets its own key."""
-    return lax.broadcasted_iota(jnp.int32, z.shape, 0) == lax.broadcasted_iota(
-        jnp.int32, z.shape, 1
-    )
-
-
-def info_nce_reference(
-    queries: Array, keys: Array, weights: Array | None = None, *, temperature: float = 0.07
-) -> Sum:
-    queries = upcast(queries)
-    u, v = _textbook_unit(queries), _textbook_unit(keys.astype(queries.dtype))
-    z = u @ v.T / temperature
-    if weights is not None:
-        z = jnp.where(
-            (weights.astype(z.dtype) != 0)[None, :] | jnp.eye(len(z), dtype=bool), z, -jnp.inf
-        )
-    return weighted_sum("", -jnp.diag(jax.nn.log_softmax(z)), weights)
-
-
-def _length(x: Array) -> Array:
+def length_of(x: Array) -> Array:
     """Lengths, with an axis for them; of what is shorter than EPS, EPS."""
     return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), EPS**2))
 
 
-def _unit(x: Array) -> tuple[Array, Array]:
-    """Directions and lengths."""
-    length = _length(x)
-    return x / length, length
-
-
-def _unit_backward(unit: tuple[Array, Array], du: Array) -> Array:
-    """The error of the vectors; a length that is EPS does not change."""
-    u, length = unit
-    along = jnp.where(length > EPS, jnp.sum(u * du, -1, keepdims=True), 0)
-    return (du - u * along) / length
-
-
-def _textbook_unit(x: Array) -> Array:
+def textbook_unit(x: Array) -> Array:
     return x / jnp.sqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), EPS**2))
-
-
-def _everywhere(x: Array) -> Array:
-    """`x` whole on every device of an explicit mesh."""
-    sharding = explicit_sharding(x)
-    if sharding is None:
-        return x
-    return jax.sharding.reshard(x, sharding.update(spec=(None,) * x.ndim))
 
 
 cosine_distance = Loss(
@@ -373,4 +233,3 @@ triplet = Loss(
     check_weights,
     has_targets=False,
 )
-info_nce = Loss("info_nce", info_nce_forward, info_nce_backward, info_nce_reference, check_weights)
