@@ -28,7 +28,11 @@ Y = Float[Array, "B *P O"]
 W = Float[Array, "*K 1 O"]
 
 BLOCK = 1 << 17
-"""Elements of input or output at a time: 0.5 MB in float32."""
+"""Elements of input or output at a time: 0.5 MB in float32. At most a quarter of what there are, so
+that the zeros around them are not what memory is needed for."""
+
+SMALL = 1 << 10
+"""Elements that are not taken apart: 4 kB in float32."""
 
 WRITTEN_OUT = 144
 """Taps, times outputs, that are summed one by one."""
@@ -109,4 +113,5 @@ def _repeated(x: Array, times: int) -> Array:
 
 def _examples(shape: Sequence[int], channels: int) -> int:
     """How many examples a block has."""
-    return max(1, BLOCK // (math.prod(shape[1:-1]) * channels))
+    one = math.prod(shape[1:-1]) * channels
+    return max(1, min(BLOCK, max(shape[0] * one // 4, SMALL)) // one)
