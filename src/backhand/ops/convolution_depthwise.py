@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from backhand.arrays import accumulation_dtype, last_axis, upcast
 from backhand.ops.convolution_blocks import by_examples
-from backhand.ops.convolution_columns import in_blocks
+from backhand.ops.convolution_columns import in_blocks, places_at_once
 from backhand.ops.convolution_geometry import Geometry
 from backhand.ops.convolution_taps import padded, taps
 
@@ -85,8 +85,8 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
         return jnp.stack(found).reshape(-1, y.shape[-1])
 
     zeros = jnp.zeros((math.prod(kernel), y.shape[-1]), accumulation_dtype(x.dtype, y.dtype))
-    laid_out = math.prod(kernel) * x.shape[-1]
-    dw = in_blocks(product, x, y, windows, kernel, zeros, laid_out)
+    most = places_at_once(x, y, math.prod(kernel) * x.shape[-1])
+    dw = in_blocks(product, x, y, windows, kernel, zeros, most)
     return dw.reshape(*kernel, 1, y.shape[-1])
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from backhand.arrays import accumulation_dtype, upcast, varying
 from backhand.ops.convolution_blocks import by_examples, each_block
-from backhand.ops.convolution_columns import in_blocks
+from backhand.ops.convolution_columns import in_blocks, places_at_once
 from backhand.ops.convolution_geometry import Geometry
 
 X = Float[Array, "B D R S I"]
@@ -96,7 +96,8 @@ def weights(
     wide = accumulation_dtype(x.dtype, y.dtype)
     zeros = jnp.zeros((*flat, taps * inputs, outputs), wide)
     seen = -(-math.prod(x.shape[2:-1]) // max(1, math.prod(y.shape[2:-1])))  # for a place of y
-    dw = in_blocks(product, x, y, windows, kernel, zeros, 2 * taps * inputs * seen)
+    most = places_at_once(x, y, 2 * taps * inputs * seen)
+    dw = in_blocks(product, x, y, windows, kernel, zeros, most)
     return jnp.moveaxis(dw.reshape(*flat, taps, inputs, outputs), 2, 0)
 
 
