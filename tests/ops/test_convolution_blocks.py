@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backhand.ops.convolution_blocks import block_size, by_examples, summed
+from backhand.ops.convolution_blocks import block_size, by_examples, each_block
 from tests.support import assert_close, normal
 
 
@@ -22,8 +22,8 @@ def test_blocks_together_are_the_whole(length, most, x64):
     x = normal(0, length, 3)
     zeros = normal(1, 3) * 0
 
-    def block(start, count):
-        return jax.lax.dynamic_slice_in_dim(x, start, count).sum(0)
+    def add(sums, start, count):
+        return sums + jax.lax.dynamic_slice_in_dim(x, start, count).sum(0)
 
-    assert_close(summed(block, length, most, zeros), x.sum(0), floor=1e-12)
+    assert_close(each_block(add, zeros, length, most), x.sum(0), floor=1e-12)
     assert_close(by_examples(lambda x: x[:, :2] ** 2, x, max(1, most)), x[:, :2] ** 2)

@@ -29,13 +29,6 @@ def each_block(
     return step(carry, whole * size, rest) if rest else carry
 
 
-def summed(
-    block: Callable[[Array | int, int], Array], length: int, most: int, zeros: Array
-) -> Array:
-    """The sum of `block(start, count)` over `length`, at most `most` at a time."""
-    return each_block(lambda sums, *at: sums + block(*at), zeros, length, most)
-
-
 def by_examples(f: Callable[[Array], Array], x: Array, most: int) -> Array:
     """`f(x)` of a function that keeps examples apart, at most `most` of them at a time."""
     if x.shape[0] <= most:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from backhand.arrays import accumulation_dtype, last_axis, upcast
 from backhand.ops.convolution_blocks import by_examples
-from backhand.ops.convolution_columns import in_blocks
+from backhand.ops.convolution_columns import in_blocks, places_at_once
 from backhand.ops.convolution_geometry import Geometry
 from backhand.ops.convolution_taps import padded, taps
 
@@ -28,7 +28,11 @@ Y = Float[Array, "B *P O"]
 W = Float[Array, "*K 1 O"]
 
 BLOCK = 1 << 17
-"""Elements of input or output at a time: 0.5 MB in float32."""
+"""Elements of input or output at a time: 0.5 MB in float32. At most a quarter of what there are, so
+that the zeros around them are not what memory is needed for."""
+
+SMALL = 1 << 10
+"""Elements that are not taken apart: 4 kB in float32."""
 
 WRITTEN_OUT = 144
 """Taps, times outputs, that are summed one by one."""
@@ -81,8 +85,8 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
         return jnp.stack(found).reshape(-1, y.shape[-1])
 
     zeros = jnp.zeros((math.prod(kernel), y.shape[-1]), accumulation_dtype(x.dtype, y.dtype))
-    laid_out = math.prod(kernel) * x.shape[-1]
-    dw = in_blocks(product, x, y, windows, kernel, zeros, laid_out)
+    most = places_at_once(x, y, math.prod(kernel) * x.shape[-1])
+    dw = in_blocks(product, x, y, windows, kernel, zeros, most)
     return dw.reshape(*kernel, 1, y.shape[-1])
 
 
@@ -109,4 +113,5 @@ def _repeated(x: Array, times: int) -> Array:
 
 def _examples(shape: Sequence[int], channels: int) -> int:
     """How many examples a block has."""
-    return max(1, BLOCK // (math.prod(shape[1:-1]) * channels))
+    one = math.prod(shape[1:-1]) * channels
+    return max(1, min(BLOCK, max(shape[0] * one // 4, SMALL)) // one)

@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from backhand.arrays import accumulation_dtype, upcast, varying
-from backhand.ops.convolution_blocks import by_examples, each_block
+from backhand.ops.convolution_blocks import each_block
 from backhand.ops.convolution_columns import in_blocks
 from backhand.ops.convolution_geometry import Geometry
 
@@ -30,9 +30,9 @@ X = Float[Array, "B D R S I"]
 Y = Float[Array, "B N P Q O"]
 W = Float[Array, "K L M I O"]
 
-TOGETHER = 1 << 19
-"""Elements that planes with K I channels have at a time: 2 MB in float32. At most a quarter of what
-the larger of input and output has, so that they are not what memory is needed for."""
+TOGETHER = 1 << 16
+"""Elements that planes with K I channels have at a time: 0.25 MB in float32. At most a quarter of
+what the larger of input and output has, so that they are not what memory is needed for."""
 
 
 def correlate(planes: Callable[..., Array], x: X, w: W, windows: Geometry) -> Y:
@@ -41,45 +41,37 @@ def correlate(planes: Callable[..., Array], x: X, w: W, windows: Geometry) -> Y:
     places = windows.places(x.shape[1:-1], kernel)
     at_once = _places(x.shape, x.size // x.shape[-1] * w.shape[-1], kernel[0])
 
-    def run(x: X) -> Y:
-        padded = jnp.pad(x, ((0, 0), windows.padding[0], *[(0, 0)] * 3))
+    def add(y: Y, first: Array | int, count: int, start: Array | int, length: int) -> Y:
+        span = (length - 1) * windows.stride[0] + windows.reach(kernel)[0]
+        at = x.at[_seen(windows, first, count, start, span)]
+        own = at.get(mode="fill", fill_value=0, wrap_negative_indices=False)
+        seen = _beside(own, windows, kernel[0], length)
+        found = planes(_flat(seen), matrix, windows.of_planes)
+        here = [jnp.asarray(n, jnp.int32) for n in (first, start, 0, 0, 0)]
+        return lax.dynamic_update_slice(y, found.reshape(count, length, *y.shape[2:]), here)
 
-        def add(y: Y, start: Array | int, length: int) -> Y:
-            seen = _beside(padded, windows, kernel[0], start, length)
-            found = planes(_flat(seen), matrix, windows.of_planes)
-            own = found.reshape(x.shape[0], length, *y.shape[2:])
-            return lax.dynamic_update_slice_in_dim(y, own, start, 1)
-
-        y = varying(jnp.zeros((x.shape[0], *places, w.shape[-1]), x.dtype), x, w)
-        return each_block(add, y, places[0], at_once)
-
-    return by_examples(run, x, at_once // places[0])
+    y = jnp.zeros((x.shape[0], *places, w.shape[-1]), x.dtype)
+    return _each_block(add, varying(y, x, w), (x.shape[0], places[0]), at_once)
 
 
 def scatter(
     planes: Callable[..., Array], y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]
 ) -> X:
     """`planes` is the product over two axes, of their y, w, windows and sizes."""
-    (depth, *flat), inputs, taps = sizes, w.shape[-2], w.shape[0]
-    front, behind = windows.padding[0]
+    flat, inputs, taps = sizes[1:], w.shape[-2], w.shape[0]
     matrix = _as_channels(upcast(w))
     at_once = _places((*y.shape[:1], *sizes, inputs), y.size, taps)
 
-    def run(y: Y) -> X:
-        def add(x: X, start: Array | int, length: int) -> X:
-            error = _flat(upcast(lax.dynamic_slice_in_dim(y, start, length, 1)))
-            given = planes(error, matrix, windows.of_planes, tuple(flat))
-            given = given.reshape(y.shape[0], length, *flat, taps, inputs)
-            first = start * windows.stride[0]
-            shares = _added_up(given, windows)
-            so_far = lax.dynamic_slice_in_dim(x, first, shares.shape[1], 1)
-            return lax.dynamic_update_slice_in_dim(x, so_far + shares, first, 1)
+    def add(x: X, first: Array | int, count: int, start: Array | int, length: int) -> X:
+        here = [jnp.asarray(n, jnp.int32) for n in (first, start, 0, 0, 0)]
+        error = upcast(lax.dynamic_slice(y, here, (count, length, *y.shape[2:])))
+        given = planes(_flat(error), matrix, windows.of_planes, flat)
+        shares = _added_up(given.reshape(count, length, *flat, taps, inputs), windows)
+        seen = _seen(windows, first, count, start, shares.shape[1])
+        return x.at[seen].add(shares, mode="drop", wrap_negative_indices=False)
 
-        zeros = jnp.zeros((y.shape[0], front + depth + behind, *flat, inputs), upcast(y).dtype)
-        x = each_block(add, varying(zeros, y, w), y.shape[1], at_once)
-        return lax.slice_in_dim(x, front, front + depth, axis=1).astype(y.dtype)
-
-    return by_examples(run, y, at_once // y.shape[1])
+    x = jnp.zeros((y.shape[0], *sizes, inputs), upcast(y).dtype)
+    return _each_block(add, varying(x, y, w), y.shape[:2], at_once).astype(y.dtype)
 
 
 def weights(
@@ -90,13 +82,13 @@ def weights(
     inside = Geometry(windows.stride[1:], ((0, 0),) * 2, windows.dilation[1:], 1)
 
     def product(x: X, y: Y) -> Array:
-        seen = _beside(x, windows, taps, 0, y.shape[1])
+        seen = _beside(x, windows, taps, y.shape[1])
         return planes(_flat(seen), _flat(y), inside, tuple(flat))
 
     wide = accumulation_dtype(x.dtype, y.dtype)
     zeros = jnp.zeros((*flat, taps * inputs, outputs), wide)
-    seen = -(-math.prod(x.shape[2:-1]) // max(1, math.prod(y.shape[2:-1])))  # for a place of y
-    dw = in_blocks(product, x, y, windows, kernel, zeros, 2 * taps * inputs * seen)
+    most = _places(x.shape, y.size, taps) * math.prod(y.shape[2:-1])
+    dw = in_blocks(product, x, y, windows, kernel, zeros, most)
     return jnp.moveaxis(dw.reshape(*flat, taps, inputs, outputs), 2, 0)
 
 
@@ -106,13 +98,33 @@ def _places(shape: tuple[int, ...], other: int, taps: int) -> int:
     return max(1, most // (taps * math.prod(shape[2:])))
 
 
-def _beside(
-    x: X, windows: Geometry, taps: int, start: Array | int, length: int
-) -> Float[Array, "B N R S C"]:
-    """The planes that some places see, K beside each other; x is padded already."""
+def _each_block(
+    step: Callable[..., Array], carry: Array, sizes: tuple[int, ...], at_once: int
+) -> Array:
+    """`carry` after `step(carry, first, count, start, length)` over examples and places of each."""
+    examples, places = sizes
+
+    def of_examples(carry: Array, *some: Array | int) -> Array:
+        return each_block(lambda carry, *at: step(carry, *some, *at), carry, places, at_once)
+
+    return each_block(of_examples, carry, examples, at_once // places)
+
+
+def _seen(
+    windows: Geometry, first: Array | int, count: int, start: Array | int, span: int
+) -> tuple[Array, Array]:
+    """The planes of some examples from the first that a place sees: indices of the leading axes.
+
+    Those beyond the ends are zeros around them, of which there is no copy.
+    """
+    example, place = (jnp.asarray(n, jnp.int32) for n in (first, start))
+    plane = place * windows.stride[0] - windows.padding[0][0] + jnp.arange(span, dtype=jnp.int32)
+    return (example + jnp.arange(count, dtype=jnp.int32))[:, None], plane
+
+
+def _beside(own: X, windows: Geometry, taps: int, length: int) -> Float[Array, "B N R S C"]:
+    """What some places see of the planes from the first one's on, K beside each other."""
     stride, dilation = windows.stride[0], windows.dilation[0]
-    span = (length - 1) * stride + dilation * (taps - 1) + 1
-    own = lax.dynamic_slice_in_dim(x, start * stride, span, 1)
     last = (length - 1) * stride + 1
     firsts = (dilation * k for k in range(taps))
     return jnp.concatenate([lax.slice_in_dim(own, k, k + last, stride, 1) for k in firsts], -1)

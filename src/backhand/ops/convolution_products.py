@@ -52,6 +52,11 @@ half of its memory."""
 LARGE = 1 << 16
 """Numbers of a tap, times the places in a row, from which shifting rows pays on CPU."""
 
+WIDE = 8
+"""Outputs of a channel from which a depthwise weight's gradient is a product of matrices for each
+group: 8x28x28x32 by 3x3 to 8 outputs each took 0.5 of the time of sums tap by tap and a fifteenth
+of their memory, 4x16x16x2 to 32 outputs 0.1 of the time; to 2 outputs 1.3 of it."""
+
 UNROLLED = 64
 """Taps that are written out, each with its slice; beyond them a program would be too long."""
 
@@ -105,7 +110,8 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
     if sharding is not None:
         whole = sharding.update(spec=(None,) * x.ndim)
         return _by_the_compiler(everywhere, whole)(x, y)
-    if _in_groups(x.shape[-1] // windows.groups, windows):
+    many = windows.groups > 1 and y.shape[-1] >= WIDE * x.shape[-1]
+    if many or _in_groups(x.shape[-1] // windows.groups, windows):
         one = functools.partial(weights, windows=windows.of_one_group, kernel=kernel)
         on_cpu = functools.partial(by_groups, one, windows.groups)
     elif _in_planes(windows, (*kernel, x.shape[-1], y.shape[-1]), max(x.size, y.size)):

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from backhand.arrays import accumulation_dtype, varying
 from backhand.ops.convolution_blocks import block_size, by_examples
-from backhand.ops.convolution_columns import in_blocks
+from backhand.ops.convolution_columns import in_blocks, places_at_once
 from backhand.ops.convolution_geometry import Geometry
 from backhand.ops.convolution_lax import turned
 from backhand.ops.convolution_taps import padded
@@ -82,8 +82,8 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
         return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=wide)
 
     zeros = jnp.zeros((down * inputs, right * outputs), wide)
-    laid_out = down * inputs + right * outputs
-    dw = in_blocks(product, x, y, by_rows_alone(windows), kernel, zeros, laid_out)
+    most = places_at_once(x, y, down * inputs + right * outputs)
+    dw = in_blocks(product, x, y, by_rows_alone(windows), kernel, zeros, most)
     return dw.reshape(down, inputs, right, outputs).swapaxes(1, 2)
 
 

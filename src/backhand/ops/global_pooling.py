@@ -11,6 +11,7 @@ evenly, one overlapping the next by at most an element. Then dx = A^T dy, in the
 Where S divides L this is average pooling, and is run as that.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,6 +27,10 @@ from backhand.ops.pooling import average_pool
 from backhand.ops.pooling_windows import PoolingWindows
 from backhand.ops.settings import PerAxis, per_axis
 from backhand.protocol import Op, Static, need_floating
+
+SMALL = 1 << 16
+"""Terms of one product over all axes up to which it is taken: 2x9x9x4 to 7x7 took half of the
+memory of a product for each axis."""
 
 
 def global_average_pool_forward(
@@ -150,10 +155,8 @@ def adaptive_average_pool_forward(
         )
     if own := _even(parts_of, inputs):
         return average_pool.forward(x, window=own)
-    y = upcast(x)
-    for axis, (parts, length) in enumerate(zip(parts_of, inputs, strict=True), 1):
-        y = _along(averages(parts, length), y, axis)
-    return y.astype(x.dtype), Static(inputs)
+    matrices = [averages(*axis) for axis in zip(parts_of, inputs, strict=True)]
+    return _each_axis(matrices, upcast(x)).astype(x.dtype), Static(inputs)
 
 
 def adaptive_average_pool_backward(
@@ -162,10 +165,8 @@ def adaptive_average_pool_backward(
     inputs = residuals.value
     if isinstance(inputs, PoolingWindows):
         return average_pool.backward(residuals, dy, window=inputs.window)
-    dx = upcast(dy)
     axes = zip(dy.shape[1:-1], inputs, strict=True)
-    for axis, (parts, length) in reversed([*enumerate(axes, 1)]):
-        dx = _along(averages(parts, length).T, dx, axis)
+    dx = _each_axis([averages(*axis).T for axis in axes], upcast(dy))
     return dx.astype(dy.dtype)
 
 
@@ -181,6 +182,21 @@ def averages(parts: int, length: int) -> np.ndarray:
     part, place = np.arange(parts)[:, None], np.arange(length)[None]
     begin, end = part * length // parts, -(-(part + 1) * length // parts)
     return np.where((begin <= place) & (place < end), 1 / (end - begin), 0)
+
+
+def _each_axis(matrices: Sequence[np.ndarray], x: Array) -> Array:
+    """Each spatial axis of x by a matrix of its own; by the one of all axes where that is small."""
+    terms = math.prod(a.size for a in matrices) * x.shape[0] * x.shape[-1]
+    if terms <= SMALL and explicit_sharding(x) is None:
+        matrix = jnp.asarray(functools.reduce(np.kron, matrices), x.dtype)
+        places = x.reshape(x.shape[0], matrix.shape[1], x.shape[-1])
+        y = lax.dot_general(matrix, places, (((1,), (1,)), ((), ())))
+        return y.swapaxes(0, 1).reshape(x.shape[0], *map(len, matrices), x.shape[-1])
+    narrower = math.prod(len(a) / a.shape[1] for a in matrices) < 1
+    axes = [*enumerate(matrices, 1)]
+    for axis, own in axes if narrower else reversed(axes):
+        x = _along(own, x, axis)
+    return x
 
 
 def _along(a: np.ndarray, x: Array, axis: int) -> Array:
