@@ -30,7 +30,7 @@ def explicit(contribution, param):
                 gradients[place[0], ids[place]] += dy[place]
         case bh.Total(dy, rank):
             for place in np.ndindex(*dy.shape[: dy.ndim - rank]):
-                gradients[place[0]] += dy[place]
+                gradients[place[0], : dy.shape[-rank]] += dy[place]
     return gradients
 
 
@@ -60,6 +60,10 @@ CONTRIBUTIONS = {
     "rows": lambda: rows(0, 5),
     "rows of one": lambda: rows(0),
     "total of a matrix": lambda: bh.Total(normal(0, B, 5, I, O), rank=2),
+    "total of the rows that were read": lambda: bh.Total(normal(0, B, 5, I - 1, O), 2, unread=1),
+    "totals of all rows and of some": lambda: bh.Many(
+        (bh.Total(normal(0, B, I, O), 2), bh.Total(normal(1, B, I - 1, O), 2, unread=1))
+    ),
     "tied": lambda: bh.Many((rows(0, 5), outer(2, 5))),
     "tied thrice": lambda: bh.Many((outer(0), None, outer(2, 4), rows(4))),
     "of one step": lambda: bh.Many((outer(0), outer(2), outer(4))),

@@ -13,10 +13,10 @@ from jax import Array, lax
 
 import backhand as bh
 from benchmarks.measure import cores
-from benchmarks.ops.attention import near, plain
+from benchmarks.ops.attention import Seen, near, plain
 from benchmarks.ops.case import Case, integers, normal, sized
-from benchmarks.ops.peer import one, tensor
-from benchmarks.ops.recurrent import RECURRENCES, fill, hoisted, lstm_cell
+from benchmarks.ops.peer import Prepare, of_trees, one, tensor
+from benchmarks.ops.recurrent import CELLS, RECURRENCES, fill, hoisted, lstm_cell
 
 Forward = Callable[[Any, Array], Array]
 
@@ -26,13 +26,13 @@ def case(
     setting: str,
     layer: bh.Layer,
     theirs: Forward,
-    x: Callable[[], Array],
+    x: Callable[[], Any],
     torch: Any = None,
     dtype: str = "float32",
 ) -> Case:
     """A layer's parameters, as they begin, and x."""
 
-    def make() -> tuple[Any, Array]:
+    def make() -> tuple[Any, Any]:
         given = x()
         return jax.jit(layer.init)(jax.random.key(0), given), given
 
@@ -60,19 +60,33 @@ def feed_layer(hidden: int) -> bh.Layer:
     return bh.chain(bh.layer_norm(), bh.mlp(hidden))
 
 
+def attend(own: Any, x: Array, context: Array, heads: int, seen: Seen) -> Array:
+    """Multi-head attention of x to a context."""
+
+    def split(name: str, x: Array) -> Array:
+        return (x @ own[name]["w"]).reshape(*x.shape[:2], heads, -1)
+
+    y = plain(split("query", x), split("key", context), split("value", context), seen=seen)
+    return y.reshape(x.shape) @ own["out"]["w"]
+
+
+def attend_in_torch(
+    functional: Any, own: Any, x: Any, context: Any, heads: int, causal: bool
+) -> Any:
+    def split(name: str, x: Any) -> Any:
+        return (x @ own[name]["w"]).view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+    q, k, v = split("query", x), split("key", context), split("value", context)
+    y = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return y.transpose(1, 2).reshape(x.shape) @ own["out"]["w"]
+
+
 def multi_head_attention(batch: int, tokens: int, features: int, heads: int) -> Case:
     def theirs(params: Any, x: Array) -> Array:
-        split = (batch, tokens, heads, -1)
-        q, k, v = ((x @ params[name]["w"]).reshape(split) for name in ("query", "key", "value"))
-        y = plain(q, k, v, seen=near(tokens, tokens))
-        return y.reshape(x.shape) @ params["out"]["w"]
+        return attend(params, x, x, heads, near(tokens, tokens))
 
-    def torch(functional: Any, key: Any, out: Any, query: Any, value: Any, x: Any) -> Any:
-        q, k, v = (
-            (x @ w).view(batch, tokens, heads, -1).transpose(1, 2) for w in (query, key, value)
-        )
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return y.transpose(1, 2).reshape(x.shape) @ out
+    def torch(functional: Any, params: Any, x: Any) -> Any:
+        return attend_in_torch(functional, params, x, x, heads, causal=True)
 
     return case(
         "multi_head_attention",
@@ -80,7 +94,7 @@ def multi_head_attention(batch: int, tokens: int, features: int, heads: int) -> 
         bh.multi_head_attention(heads, causal=True),
         theirs,
         lambda: normal(batch, tokens, features),
-        one(torch),
+        of_trees(torch),
     )
 
 
@@ -92,14 +106,49 @@ def bidirectional(steps: int, batch: int, units: int) -> Case:
 
         return jnp.concatenate([run("ahead", False), run("back", True)], -1)
 
-    def torch(dy: Any, params: Any, x: Any) -> Callable[[], Any]:
+    return case(
+        "bidirectional",
+        f"lstm, T{steps} B{batch} D=H={units}",
+        bh.bidirectional(bh.lstm, units),
+        theirs,
+        lambda: normal(batch, steps, units),
+        recurrent_module("lstm", units, bidirectional=True),
+    )
+
+
+def stacked(name: str, layers: int, steps: int, batch: int, units: int) -> Case:
+    """Recurrent layers one on another."""
+    cell, states, _ = CELLS[name]
+
+    def theirs(params: Any, x: Array) -> Array:
+        for own in params:
+            inner = (own["bn"],) if "bn" in own else ()
+            x = hoisted(cell, states)(x, own["wx"], own["wh"], own["b"], *inner)
+        return x
+
+    return case(
+        "stacked",
+        f"{layers} layers of {name}, T{steps} B{batch} D=H={units}",
+        bh.stacked(getattr(bh, name), units, layers),
+        theirs,
+        lambda: normal(batch, steps, units),
+        recurrent_module(name, units, num_layers=layers),
+    )
+
+
+def recurrent_module(name: str, units: int, **settings: Any) -> dict[str, Prepare]:
+    """PyTorch's module of several recurrent layers, with the same weights."""
+
+    def prepare(dy: Any, params: Any, x: Any) -> Callable[[], Any]:
         import torch
 
         torch.set_num_threads(cores())
-        module = torch.nn.LSTM(units, units, batch_first=True, bidirectional=True)
+        module = getattr(torch.nn, name.upper())(units, units, batch_first=True, **settings)
         parameters = list(module.parameters())
-        for own, name in ((parameters[:4], "ahead"), (parameters[4:], "back")):
-            fill(own, (params[name]["wx"], params[name]["wh"], params[name]["b"], None))
+        layers = params.values() if isinstance(params, dict) else params
+        for index, own in enumerate(layers):
+            weights = (own["wx"], own["wh"], own["b"], own.get("bn"))
+            fill(parameters[4 * index : 4 * index + 4], weights)
         given, error = tensor(x).requires_grad_(), tensor(dy)
 
         def run() -> Any:
@@ -108,13 +157,18 @@ def bidirectional(steps: int, batch: int, units: int) -> Case:
 
         return run
 
+    return {"": prepare}
+
+
+def positional_embedding(length: int, batch: int, tokens: int, features: int) -> Case:
+    """A table of `length` learned vectors, of which the first `tokens` are read."""
     return case(
-        "bidirectional",
-        f"lstm, T{steps} B{batch} D=H={units}",
-        bh.bidirectional(bh.lstm, units),
-        theirs,
-        lambda: normal(batch, steps, units),
-        {"": torch},
+        "positional_embedding",
+        f"{sized(batch, tokens, features)} of {length}",
+        bh.positional_embedding(length),
+        lambda params, x: x + params["table"][:tokens],
+        lambda: normal(batch, tokens, features),
+        of_trees(lambda functional, params, x: x + params["table"][:tokens]),
     )
 
 
@@ -207,6 +261,8 @@ def cases() -> Iterator[Case]:
     for sizes in ((4, 256, 512, 8), (1, 1024, 512, 8)):
         yield multi_head_attention(*sizes)
     yield bidirectional(100, 32, 256)
+    yield stacked("lstm", 2, 100, 32, 256)
+    yield stacked("gru", 3, 50, 32, 256)
     for against in RECURRENCES:
         yield diagonal_ssm(against, 8, 512, 256, 256)
     for against in ("everything stored", "checkpoint"):
@@ -215,3 +271,5 @@ def cases() -> Iterator[Case]:
             yield reversible(against, depth, 1024, 128)
         yield reversible(against, 16, 1024, 128, "bfloat16")
     yield share(512, 8192, 256)
+    yield positional_embedding(128, 8, 64, 64)
+    yield positional_embedding(1024, 8, 512, 512)

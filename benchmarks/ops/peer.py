@@ -62,6 +62,20 @@ def one(function: Callable[..., Any]) -> dict[str, Prepare]:
     return {"": torch_op(function)}
 
 
+def of_trees(function: Callable[..., Any]) -> dict[str, Prepare]:
+    """The same of a function whose arguments are pytrees of tensors, as ours are."""
+
+    def prepare(dy: Any, *arguments: Any) -> Callable[[], Any]:
+        structure = jax.tree.structure(arguments)
+
+        def run(functional: Any, *leaves: Any) -> Any:
+            return function(functional, *structure.unflatten(leaves))
+
+        return torch_op(run)(dy, *arguments)
+
+    return {"": prepare}
+
+
 def images(function: Callable[..., Any], rank: int) -> dict[str, Prepare]:
     """An op of images (B, *S, C) of a rank, and perhaps of a kernel (*K, I, O), in both layouts.
 

@@ -63,16 +63,29 @@ class Outer:
 class Total:
     """Uses of a parameter that is added or scales: `dy` (B, ..., *parameter's shape).
 
-    `rank` is the rank of the parameter itself, 1 for a bias.
+    `rank` is the rank of the parameter itself, 1 for a bias. `unread` is how many places at the end
+    of its first axis were not read: dy is shorter by them, their gradient 0. They are filled in
+    after the sum: a learned table of positions of which half is read took 1.8 times as long where
+    dy was padded for every example.
     """
 
     dy: Leaf
     rank: int = dataclasses.field(default=1, metadata={"static": True})
+    unread: int = dataclasses.field(default=0, metadata={"static": True})
 
     def sum(self, param: Array) -> Array:
         """The gradient, accumulated in at least float32."""
         axes = tuple(range(self.dy.ndim - self.rank))
-        return jnp.sum(self.dy, axes, dtype=accumulation_dtype(param.dtype, self.dy.dtype))
+        summed = jnp.sum(self.dy, axes, dtype=accumulation_dtype(param.dtype, self.dy.dtype))
+        return self.filled(summed)
+
+    def filled(self, summed: Array) -> Array:
+        """(..., *parameter's shape): a sum with zeros where nothing was read."""
+        if self.unread == 0:
+            return summed
+        widths = [(0, 0)] * summed.ndim
+        widths[summed.ndim - self.rank] = (0, self.unread)
+        return jnp.pad(summed, widths)
 
 
 @jax.tree_util.register_dataclass
@@ -343,7 +356,7 @@ def _accumulator(param: Array, dy: Array) -> Array:
 def _per_example(contribution: Total) -> Array:
     """(B, *parameter's shape): the sum inside each example."""
     dy = upcast(contribution.dy)
-    return jnp.sum(dy, tuple(range(1, dy.ndim - contribution.rank)))
+    return contribution.filled(jnp.sum(dy, tuple(range(1, dy.ndim - contribution.rank))))
 
 
 def _flat(x: Array, features: int = 0) -> Array:

@@ -20,6 +20,21 @@ from benchmarks.report import write
 TRIVIAL = {"cast", "flatten", "reshape", "with_state"}
 """What XLA makes no work of, or hands another loss on: there is no backward pass to be fast at."""
 
+IN_ANOTHER_ROW = {
+    # Layers whose whole work is an op's: they make the parameters.
+    **{"dense": "linear", "rnn": "elman", "standardized": "weight_standardization"},
+    **{"conv": "convolution", "depthwise_conv": "convolution"},
+    "conv_transpose": "transposed_convolution",
+    # Parts of a model that is a row: the tied table, and blocks of an encoder and a decoder.
+    **{"unembedding": "share", "skip": "chain", "on": "chain", "pick": "chain"},
+    "checkpoint": "repeat",
+    # What runs is the layer inside, with less to compute, other names, or a sum beside it.
+    **{"freeze": "chain", "rename": "chain", "tally": "mixture_of_experts"},
+    # Its branches' outputs in a tuple, or their sum: each branch is what it is alone.
+    **{"parallel": "chain", "add": "chain"},
+}
+"""Layers and combinators without a row of their own, and the row whose case has their work."""
+
 ROW = Row("relu", "4 x 4", "float32", 0.5, 0.4, 0.6, 1.0, 1e-7, 1e-7, (1.0, 2.0), (0.0, 0.0))
 
 
@@ -32,6 +47,13 @@ def test_every_op_and_loss_is_measured(every):
     catalogue = {*bh.ops.__all__, *bh.losses.__all__}
     assert catalogue > TRIVIAL
     assert catalogue - {case.op for case in every} == TRIVIAL
+
+
+def test_every_layer_and_combinator_is_measured_or_is_made_of_what_is(every):
+    measured = {case.op for case in every}
+    without = {*bh.layers.__all__, *bh.combinators.__all__} - measured - TRIVIAL
+    assert without == IN_ANOTHER_ROW.keys()
+    assert measured.issuperset(IN_ANOTHER_ROW.values())
 
 
 def test_no_two_cases_have_one_name(every):

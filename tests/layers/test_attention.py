@@ -62,6 +62,23 @@ def test_its_backward_is_the_gradient(settings, x64):
         assert_backward_is_the_gradient(layer, initial(layer, given), given, mask=mask)
 
 
+def test_a_learned_score_bias_that_every_layer_reads_learns_from_all_of_them(x64):
+    """T5's: scores without a scale, and a table of relative positions behind the first layer."""
+    places = 4 + jnp.subtract.outer(jnp.arange(5), jnp.arange(5))
+    relative = bh.layer(
+        "relative",
+        lambda key, x: {"table": jnp.zeros((9, 2))},
+        lambda own, x: ({"x": x, "score_bias": jnp.moveaxis(own["table"][places], 2, 0)[None]}, ()),
+        lambda own, residuals, dy: (
+            {"table": jnp.zeros((9, 2)).at[places].add(jnp.moveaxis(dy["score_bias"][0], 0, 2))},
+            dy["x"],
+        ),
+    )
+    block = bh.skip(bh.multi_head_attention(2, scale=1.0), on="x")
+    model, x = bh.chain(relative, bh.repeat(block, 3), bh.pick("x")), normal(0, 2, 5, 4)
+    assert_backward_is_the_gradient(model, initial(model, x), x)
+
+
 @pytest.mark.parametrize("rotary", [None, 10000.0])
 def test_future_tokens_get_no_blame_from_the_past(rotary):
     layer, x = bh.multi_head_attention(2, causal=True, rotary=rotary), normal(0, 1, 5, 4)
@@ -123,6 +140,7 @@ def test_sizes_that_do_not_agree_are_refused(unchecked):
         "head_size of at least 1, got 0": {"heads": 2, "head_size": 0},
         "window of at least 1, got 0": {"heads": 2, "window": 0},
         "a positive soft_cap, got -1": {"heads": 2, "soft_cap": -1.0},
+        "a positive scale, got 0": {"heads": 2, "scale": 0.0},
     }.items():
         with pytest.raises(ValueError, match=message):
             bh.multi_head_attention(**settings)
@@ -134,11 +152,18 @@ def test_sizes_that_do_not_agree_are_refused(unchecked):
         (r"got \['memory', 'x'\]", bh.multi_head_attention(2), {"x": x, "memory": x}),
         (r"\(B, T, D\) .* got \(2, 6\)", bh.multi_head_attention(2), x[:, 0]),
         (r"got \(2, 3, 6\) and \(1, 3, 6\)", bh.multi_head_attention(2), (x, x[:1])),
+        (
+            r"a score_bias of shape \(B, H, T, S\) = \(2, 2, 3, 3\), .* got \(3, 3\)",
+            bh.multi_head_attention(2),
+            {"x": x, "score_bias": jnp.ones((3, 3))},
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             layer.init(key, given)
     with pytest.raises(TypeError, match="multi_head_attention needs floating-point input"):
         bh.multi_head_attention(2).init(key, x.astype(jnp.int32))
+    with pytest.raises(TypeError, match="score_bias needs floating-point input, got int32"):
+        bh.multi_head_attention(2).init(key, {"x": x, "score_bias": jnp.ones((1, 1, 3, 3), int)})
     layer = bh.multi_head_attention(2)
     params = layer.init(key, x)
     with pytest.raises(ValueError, match="a mask of shape"):

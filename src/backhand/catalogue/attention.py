@@ -41,13 +41,13 @@ def _textbook(
         return y.reshape(*y.shape[:2], count, y.shape[2] // count)
 
     def run(params: Params, x: PyTree, **side: Array) -> Array:
-        parts = x.values() if isinstance(x, dict) else x if isinstance(x, tuple) else (x, x)
-        context, x = parts if isinstance(x, dict) else reversed(parts)
+        given = x if isinstance(x, dict) else {}
+        x, context = x if isinstance(x, tuple) else (given.get("x", x), given.get("context", x))
         q = linear(params["query"], x, heads)
         k, v = (linear(params[name], context, key_heads or heads) for name in ("key", "value"))
         if rotary is not None:
             q, k = (ops.rotary.reference(part, base=rotary) for part in (q, k))
-        y = ops.attention.reference(q, k, v, **side, **how)
+        y = ops.attention.reference(q, k, v, given.get("score_bias"), **side, **how)
         return linear(params["out"], y.reshape(*y.shape[:2], y.shape[2] * y.shape[3]), 1)[:, :, 0]
 
     return run
@@ -83,9 +83,10 @@ ROWS: tuple[Row, ...] = (
     _layer(X, heads=4, key_heads=2, rotary=100.0, bias=True, causal=True, window=2),
     _layer((X, CONTEXT), {"mask": MASK}, heads=4, features=4, head_size=3, soft_cap=2.0),
     _layer(
-        {"x": X, "context": CONTEXT},
+        {"x": X, "context": CONTEXT, "score_bias": COMMON},
         {"segments": SEGMENTS, "key_segments": KEY_SEGMENTS},
-        heads=2,
-        key_heads=1,
+        heads=4,
+        key_heads=2,
+        scale=1.0,
     ),
 )

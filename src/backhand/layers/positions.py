@@ -58,8 +58,7 @@ def positional_embedding(length: int, *, initializer: Initializer | None = None)
         return x + table[None, : x.shape[1]].astype(x.dtype), ()
 
     def rule(params: Params, residuals: tuple[()], dy: Array) -> tuple[PyTree, Array]:
-        unread = ((0, 0), (0, length - dy.shape[1]), (0, 0))
-        return {"table": Total(jnp.pad(dy, unread), rank=2)}, dy
+        return {"table": Total(dy, rank=2, unread=length - dy.shape[1])}, dy
 
     return layer("positional_embedding", init, forward, rule)
 
