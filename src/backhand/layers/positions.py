@@ -1,7 +1,6 @@
 """Where a token is, told by what is added to it."""
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer, normal
 from jaxtyping import Float
