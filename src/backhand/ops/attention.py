@@ -38,7 +38,10 @@ KeySegments = Integer[Array, "B S"]
 
 
 class Residuals(NamedTuple):
-    """What came in, and of every row's scores, which are made again, the largest and 1 / l."""
+    """What came in, and of every row's scores, which are made again, the largest and 1 / l.
+
+    These are (B, K, T G), as the blocks of a key head read them.
+    """
 
     q: Q
     k: KV
@@ -47,7 +50,7 @@ class Residuals(NamedTuple):
     mask: Bool[Array, "B S"] | None
     segments: Segments | None
     key_segments: KeySegments | None
-    normalizers: Float[Array, "B T H 2"]
+    normalizers: tuple[Float[Array, "B K R"], Float[Array, "B K R"]]
 
 
 def attention_forward(
@@ -120,8 +123,8 @@ def attention_forward(
 
         return lambda heads: each(of_head, heads)[0]
 
-    y, normalizers = map(_by_token, _on_this_platform(run, how, q, k, heads))
-    return y, Residuals(q, k, v, bias, mask, segments, key_segments, normalizers)
+    y, normalizers = _on_this_platform(run, how, q, k, heads, backward=False)
+    return _by_token(y), Residuals(q, k, v, bias, mask, segments, key_segments, normalizers)
 
 
 def attention_backward(
@@ -136,16 +139,17 @@ def attention_backward(
     q, k, v, bias, mask, segments, key_segments, normalizers = residuals
     how = _scores(q, k, v, bias, causal, window, scale, soft_cap)
     heads = _by_key_head(q, k, v, bias, mask, segments, key_segments)
-    by_row = (_groups(x, k.shape[2]) for x in (normalizers, dy))
 
     def run(how: Scores, each: Callable[..., Any], rows: int) -> Callable[..., Any]:
-        def of_head(head: Head, *more: Array) -> tuple[Any, Array | None]:
+        def of_head(head: Head, *more: Any) -> tuple[Any, Array | None]:
             dq, dk, dv, dbias = backward_head(head, *more, rows=rows, how=how)
             return (dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)), dbias
 
         return lambda heads, *more: each(of_head, heads, *more)
 
-    (dq, dk, dv), dbias = _on_this_platform(run, how, q, k, heads, *by_row)
+    more = normalizers, _groups(dy, k.shape[2])
+    found, dbias = _on_this_platform(run, how, q, k, heads, *more, backward=True)
+    dq, dk, dv = found
     if bias is not None:
         dbias = like_primal(dbias.reshape(bias.shape), bias)
     dk, dv = (jnp.moveaxis(x, 1, 2) for x in (dk, dv))
@@ -218,10 +222,16 @@ def _scores(
 
 
 def _on_this_platform(
-    run: Callable[..., Any], how: Scores, q: Array, k: Array, head: Head, *more: Array
+    run: Callable[..., Any],
+    how: Scores,
+    q: Array,
+    k: Array,
+    head: Head,
+    *more: Any,
+    backward: bool,
 ) -> Any:
     """On CPU a few heads at a time, in float32 products; elsewhere, or on explicit axes, all."""
-    (batch, tokens, heads, _), keys, key_heads = q.shape, k.shape[1], k.shape[2]
+    (batch, tokens, heads, features), (_, keys, key_heads, _) = q.shape, k.shape
     block = SHORT_BLOCK if max(tokens, keys) <= SHORT else BLOCK
     rows = max(block // (heads // key_heads), 16)
     everywhere = run(how, at_once, rows)
@@ -232,7 +242,10 @@ def _on_this_platform(
     size = max(1, IN_TURN * key_heads // (tokens * heads * keys))
     each = at_once if few else functools.partial(in_turn, size=size)
     whole = few and not how.causal and how.window is None
-    on_cpu = run(how._replace(reads=how.gives), each, tokens if whole else rows)
+    simple = heads == key_heads and head.bias is None and how.window is None
+    turned = max(tokens, keys) * features <= TURNED if few else backward
+    own = how._replace(reads=how.gives, keys_first=simple and turned)
+    on_cpu = run(own, each, tokens if whole else rows)
     return lax.platform_dependent(head, *more, cpu=on_cpu, default=everywhere)
 
 
@@ -244,6 +257,11 @@ AT_ONCE, IN_TURN = 1 << 21, 1 << 17
 out: 4x256x8x64 took 0.8 of the time that it takes in turn, 32x128x4x16 as much. With one head half
 as many (8x512x1x16 took 2.2 times as long at once), and with a bias, whose error is as large again
 (4x256x8x64: 1.1). Else, scores of the heads that one step takes."""
+
+TURNED = 1 << 10
+"""T D up to which heads taken at once hold their scores with keys first, both ways, so that what
+backward makes again is forward's; of heads in turn backward alone does. With grouped heads, a bias
+or a window that took 1.2 to 1.4 of the time."""
 
 
 def _by_key_head(

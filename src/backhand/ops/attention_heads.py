@@ -20,7 +20,7 @@ from backhand.ops.attention_blocks import Head
 OfHead: TypeAlias = Callable[..., tuple[Any, Array | None]]
 
 
-def at_once(f: OfHead, head: Head, *more: Array) -> tuple[Any, Array | None]:
+def at_once(f: OfHead, head: Head, *more: Any) -> tuple[Any, Array | None]:
     """`f(head, *more)` of all heads side by side.
 
     `f` gives any arrays, and the error of the bias or None. What goes in has leading axes (B or 1,
@@ -34,7 +34,7 @@ def at_once(f: OfHead, head: Head, *more: Array) -> tuple[Any, Array | None]:
     return result, dbias
 
 
-def in_turn(f: OfHead, head: Head, *more: Array, size: int) -> tuple[Any, Array | None]:
+def in_turn(f: OfHead, head: Head, *more: Any, size: int) -> tuple[Any, Array | None]:
     """The same, about `size` heads at a time.
 
     A bias that heads share is not copied for each, nor is its error kept for each.
