@@ -69,6 +69,7 @@ def sinusoidal(*, base: float = 10000.0) -> Layer:
         base: the wavelengths grow from 2 pi to 2 pi base.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> sinusoidal()((), jnp.zeros((1, 2, 2))).tolist()
         [[[0.0, 1.0], [0.841471, 0.540302]]]
     """
