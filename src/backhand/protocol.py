@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from backhand.arrays import is_floating
+from backhand.arrays import is_floating, need_array
 from backhand.contributions import map_owners
 from backhand.visit import Collect, Params, PyTree, Residuals, Rule, Visit, gradients
 
@@ -338,13 +338,15 @@ def whole_number(what: str, value: Any) -> int:
     raise TypeError(f"{what} must be a whole number, got {value!r}")
 
 
-def need_floating(name: str, x: Any) -> None:
-    """Refuses an input that has no cotangent.
+def need_floating(name: str, x: Any, argument: str = "") -> None:
+    """Refuses an input, or the argument of that name, that has no cotangent.
 
     Raises:
         TypeError: if x is not one array, or not floating point.
     """
-    if isinstance(x, dict | tuple | list):
+    if argument:
+        need_array(name, argument, x)
+    elif isinstance(x, dict | tuple | list):
         parts = listed(x) if isinstance(x, dict) else f"{len(x)}"
         first = 0 if not isinstance(x, dict) or not x else "x" if "x" in x else min(x)
         raise TypeError(
@@ -352,9 +354,10 @@ def need_floating(name: str, x: Any) -> None:
             f"with on({first!r}, ...), or go on with that alone by pick({first!r})"
         )
     if not is_floating(x):
+        ids = "" if argument else ", or embed it if it holds ids"
         raise TypeError(
-            f"{name} needs floating-point input, got {x.dtype} of shape {x.shape}; "
-            "convert it with x.astype(jnp.float32), or embed it if it holds ids"
+            f"{name} needs floating-point {argument or 'input'}, got {x.dtype} of shape {x.shape}; "
+            f"convert it with {argument or 'x'}.astype(jnp.float32){ids}"
         )
 
 

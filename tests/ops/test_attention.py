@@ -289,11 +289,11 @@ def test_settings_and_dtypes_that_mean_nothing_are_refused(unchecked):
             attention(q, k, v, **static)
     for message, more in {
         "a boolean mask, got int32": {"mask": ones},
-        "a boolean mask, got list": {"mask": [[True] * 5] * 2},
-        "lengths as an array of integers .* got a list; jnp.asarray makes": {"lengths": [3, 5]},
+        "a mask as an array of booleans, got a list of 2": {"mask": [[True] * 5] * 2},
+        "lengths as an array of integers, got a list of 2; jnp.asarray makes": {"lengths": [3, 5]},
         "integer segments, got float32": {"segments": ones.astype(jnp.float32)},
         "integer lengths, got float32": {"lengths": jnp.ones(2)},
-        "floating-point input, got int32": {"bias": jnp.ones((1, 1, 5, 5), jnp.int32)},
+        "floating-point bias, got int32": {"bias": jnp.ones((1, 1, 5, 5), jnp.int32)},
     }.items():
         with pytest.raises(TypeError, match=message):
             attention(q, k, v, **more)

@@ -139,6 +139,7 @@ GOOD = {
         ("w_in", shape(2, 4, 5), ValueError, r"w_in of shape \(3, 4, 5\) .* got \(2, 4, 5\)"),
         ("w_out", shape(3, 4, 5), ValueError, r"w_out of shape \(3, 5, 4\) .* got \(3, 4, 5\)"),
         ("w_gate", shape(4, 5), ValueError, r"w_gate of shape \(3, 4, 5\) .* got \(4, 5\)"),
+        ("w_out", shape(3, 5, 4, dtype="int32"), TypeError, r"floating-point w_out, .* w_out\.as"),
         ("mask", shape(2, 6), TypeError, "a boolean mask, got float32"),
         ("mask", shape(2, 5, dtype="bool"), ValueError, r"mask of shape \(2, 6\), got \(2, 5\)"),
     ],

@@ -146,6 +146,7 @@ def test_groups_and_masks_that_do_not_fit_are_refused(unchecked, nothing_compile
         for wrong, error, message in (
             (jax.ShapeDtypeStruct((4,), "bool"), ValueError, r"mask of the shape .*got \(4,\)"),
             (jax.ShapeDtypeStruct((4, 3), "int32"), TypeError, "a boolean mask, got int32"),
+            ([True] * 4, TypeError, "a mask as an array of booleans, got a list of 4"),
         ):
             with pytest.raises(error, match=f"batch_norm needs {message}|{message}"):
                 jax.eval_shape(bh.ops.batch_norm, x, own, own, wrong)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from backhand.arrays import is_floating, like_primal, upcast
+from backhand.arrays import is_floating, like_primal, need_array, upcast
 from backhand.losses.common import (
     Sum,
     check_weights,
@@ -210,6 +210,7 @@ def check_classes(name: str, logits: Array, targets: Array) -> None:
         ValueError: if the shapes do not fit.
     """
     need_predictions(name, logits, "logits")
+    need_array(name, "targets", targets)
     expected = logits.shape if is_floating(targets) else logits.shape[:-1]
     if logits.ndim == 0 or targets.shape != expected:
         raise ValueError(

@@ -28,8 +28,8 @@ from jaxtyping import Array, Float, Integer
 from backhand.arrays import (
     accumulation_dtype,
     explicit_sharding,
-    is_floating,
     like_primal,
+    need_integers,
     product,
     upcast,
     varying,
@@ -307,10 +307,8 @@ def _check(
 ) -> None:
     name = "linear_cross_entropy"
     need_floating(name, x)
-    if not is_floating(w):
-        raise TypeError(f"{name} needs a floating-point w, got {w.dtype}")
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise TypeError(f"{name} needs integer labels as targets, got {targets.dtype}")
+    need_floating(name, w, "w")
+    need_integers(name, "labels", targets)
     if x.ndim < 2 or w.ndim != 2 or w.shape[1 if tied else 0] != x.shape[-1] or 0 in w.shape:
         raise ValueError(
             f"{name} needs x of shape (B, ..., D) and "

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
-from backhand.arrays import accumulation_dtype, explicit_sharding, like_primal
+from backhand.arrays import accumulation_dtype, explicit_sharding, like_primal, need_mask
 from backhand.ops.attention_blocks import Head, Scores, backward_head, forward_head
 from backhand.ops.attention_heads import at_once, in_turn
 from backhand.ops.lengths import check_integers, check_lengths, present
@@ -286,8 +286,9 @@ def _by_token(x: Array) -> Array:
 def _check(
     q: Array, k: Array, v: Array, bias: Array | None, window: int | None, soft_cap: float | None
 ) -> None:
-    for x in (q, k, v) if bias is None else (q, k, v, bias):
-        need_floating("attention", x)
+    for argument, x in {"q": q, "k": k, "v": v, "bias": bias}.items():
+        if x is not None:
+            need_floating("attention", x, argument)
     if not q.ndim == k.ndim == 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3]:
         raise ValueError(
             "attention needs q of shape (B, T, H, D) and k and v of shape (B, S, K, D), got "
@@ -323,9 +324,7 @@ def _keys(k: Array, mask: Array | None, lengths: Array | None) -> Array | None:
     """Which keys there are, (B, S); None for all."""
     batch, keys = k.shape[:2]
     if mask is not None:
-        dtype = getattr(mask, "dtype", type(mask).__name__)
-        if dtype != jnp.bool_:
-            raise TypeError(f"attention needs a boolean mask, got {dtype}; use mask != 0")
+        need_mask("attention", mask)
         if mask.shape != (batch, keys):
             raise ValueError(
                 f"attention needs a mask of shape (B, S) = {(batch, keys)}, one entry per key, got "

@@ -133,7 +133,7 @@ def check_arrays(name: str, x: Array, w: Array) -> None:
         ValueError: if x has not 1 to 3 spatial axes, or w not as many.
     """
     need_floating(name, x)
-    need_floating(name, w)
+    need_floating(name, w, "w")
     if not 3 <= x.ndim <= 5:
         raise ValueError(
             f"{name} needs x of shape (B, *S, C) with 1, 2 or 3 spatial axes, got {x.shape}; a "

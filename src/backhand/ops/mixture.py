@@ -36,6 +36,7 @@ from backhand.arrays import (
     by_batch,
     inverse,
     like_primal,
+    need_mask,
     product,
     upcast,
     whole,
@@ -313,9 +314,11 @@ def _check(
     x: Array, router: Array, w_in: Array, w_out: Array, w_gate: Array | None, mask: Array | None
 ) -> None:
     name = "mixture_of_experts"
-    for array in (x, router, w_in, w_out, *([] if w_gate is None else [w_gate])):
-        need_floating(name, array)
     check_tokens(x)
+    weights = {"router": router, "w_in": w_in, "w_out": w_out, "w_gate": w_gate}
+    for key, own in weights.items():
+        if own is not None:
+            need_floating(name, own, key)
     if router.ndim != 2 or router.shape[0] != x.shape[2] or router.shape[1] < 1:
         raise ValueError(
             f"{name} needs a router (D, E) for x {x.shape}, got {router.shape}: a column an expert"
@@ -331,10 +334,10 @@ def _check(
                 f"{name} needs {key} of shape {(experts, *shape)} for a router {router.shape} and "
                 f"w_in {w_in.shape}, got {array.shape}"
             )
-    if mask is not None and mask.dtype != bool:
-        raise TypeError(f"{name} needs a boolean mask, got {mask.dtype}; use mask != 0")
-    if mask is not None and mask.shape != x.shape[:2]:
-        raise ValueError(f"{name} needs a mask of shape {x.shape[:2]}, got {mask.shape}")
+    if mask is not None:
+        need_mask(name, mask)
+        if mask.shape != x.shape[:2]:
+            raise ValueError(f"{name} needs a mask of shape {x.shape[:2]}, got {mask.shape}")
 
 
 def check_tokens(x: Array | jax.ShapeDtypeStruct) -> None:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from backhand.arrays import last_axis, like_primal, reshape_examples, upcast
+from backhand.arrays import last_axis, like_primal, need_mask, reshape_examples, upcast
 from backhand.contributions import Total, total
 from backhand.ops.settings import integer
 from backhand.protocol import Op, need_floating
@@ -115,11 +115,8 @@ def batch_norm_forward(
     """
     if mask is None:
         return _normalize("batch_norm", x, scale, offset, over_batch(None), eps)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(
-            f"batch_norm needs a boolean mask, got {mask.dtype}; of lengths it is "
-            "jnp.arange(T)[None] < lengths[:, None]"
-        )
+    of_lengths = "of lengths it is jnp.arange(T)[None] < lengths[:, None]"
+    need_mask("batch_norm", mask, of_lengths)
     if mask.shape != x.shape[:-1]:
         raise ValueError(
             f"batch_norm needs a mask of the shape of x {x.shape} without its features, "
