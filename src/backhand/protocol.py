@@ -66,6 +66,10 @@ class Op:
         """Documents the op by its forward."""
         object.__setattr__(self, "__doc__", self.forward.__doc__)
 
+    def __repr__(self) -> str:
+        """The kind and the name: Op('relu')."""
+        return f"{type(self).__name__}({self.name!r})"
+
     def __call__(self, *arrays: PyTree, **static: Any) -> PyTree:
         """The output y, differentiable (in reverse) by the hand-written backward."""
         self._known(static)
@@ -116,7 +120,7 @@ class Op:
             raise TypeError(f"{self.name} has no argument {name!r}{suggestion(name, known)}")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Loss(Op):
     """An op of (predictions, targets, weights=None) that gives a sum and a weight, never a mean.
 

@@ -184,3 +184,6 @@ def test_what_does_not_fit_is_refused(unchecked, nothing_compiles):
         ):
             with pytest.raises(TypeError, match=message):
                 jax.eval_shape(FUSED, *arrays)
+        for name, wrong in {"rows": 2.5, "soft_cap": "a", "label_smoothing": "a"}.items():
+            with pytest.raises(TypeError, match=f"entropy's {name} must be a .*number"):
+                jax.eval_shape(FUSED.bind(**{name: wrong}), x, w, ids)

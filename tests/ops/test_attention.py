@@ -299,8 +299,14 @@ def test_settings_and_dtypes_that_mean_nothing_are_refused(unchecked):
             attention(q, k, v, **more)
         with pytest.raises(TypeError, match=message):
             attention.forward(q, k, v, **more)
-    with pytest.raises(TypeError, match=r"window of integers, got 1\.5"):
-        attention(q, k, v, window=1.5)
+    for message, static in {
+        r"window of integers, got 1\.5": {"window": 1.5},
+        "window of integers, got True": {"window": True},
+        "attention's scale must be a number, got 'a'": {"scale": "a"},
+        "attention's soft_cap must be a number, got 'a'": {"soft_cap": "a"},
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            attention(q, k, v, **static)
     assert_close(attention(q, k, v, window=np.int64(2)), attend(q, k, v, window=2), 1e-6)
 
 

@@ -95,7 +95,8 @@ def shape(*axes, dtype="float32"):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"x": shape(8, 8, 3)}, ValueError, r"with 1 axes for the taps and two .* \(3, 3, 3, 4\)"),
+        ({"x": shape(8, 8, 3)}, ValueError, r"2 spatial axes .* its batch axis: .* x\[None\]"),
+        ({"w": shape(3, 3, 4)}, ValueError, r"with 2 axes for the taps and two .* \(3, 3, 4\)"),
         ({"x": shape(8, 3)}, ValueError, r"1, 2 or 3 spatial axes, got \(8, 3\); a single example"),
         ({"x": shape(1, 2, 2, 2, 2, 3)}, ValueError, "1, 2 or 3 spatial axes"),
         ({"x": shape(2, 8, 8, 3, dtype="int32")}, TypeError, "floating-point input, got int32"),

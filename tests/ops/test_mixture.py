@@ -152,6 +152,8 @@ def test_what_does_not_fit_is_refused(argument, wrong, error, message, unchecked
 @pytest.mark.parametrize(
     ("how", "message"),
     [
+        ({"top_k": 1.5}, "top_k must be a whole number, got 1.5"),
+        ({"capacity_factor": "a"}, "capacity_factor must be a number, got 'a'"),
         ({"top_k": 4}, "top_k from 1 to its 3 experts, got 4"),
         ({"top_k": 0}, "top_k from 1 to its 3 experts, got 0"),
         ({"capacity_factor": 0.0}, "a positive capacity_factor, or None .* got 0.0"),
@@ -159,5 +161,5 @@ def test_what_does_not_fit_is_refused(argument, wrong, error, message, unchecked
     ],
 )
 def test_settings_that_cannot_be_are_refused(how, message, unchecked, nothing_compiles):
-    with nothing_compiles(), pytest.raises(ValueError, match=message):
+    with nothing_compiles(), pytest.raises((TypeError, ValueError), match=message):
         jax.eval_shape(OP.bind(**how), *GOOD.values())

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
-from backhand.arrays import accumulation_dtype, explicit_sharding, like_primal, need_mask
+from backhand.arrays import accumulation_dtype, explicit_sharding, like_primal, need_mask, number
 from backhand.ops.attention_blocks import Head, Scores, backward_head, forward_head
 from backhand.ops.attention_heads import at_once, in_turn
 from backhand.ops.lengths import check_integers, check_lengths, present
@@ -92,7 +92,7 @@ def attention_forward(
 
     Raises:
         TypeError: if q, k, v or bias are not floating point, mask not boolean, lengths, segments or
-            a window not integers.
+            a window not integers, scale or soft cap no number.
         ValueError: for shapes that do not agree, heads not divisible by key heads, lengths beyond
             S, a window below 1 or a soft cap that is not positive.
 
@@ -107,7 +107,7 @@ def attention_forward(
         Shazeer, "Fast transformer decoding: one write-head is all you need", 2019.
         Dao et al., "FlashAttention", 2022.
     """
-    _check(q, k, v, bias, window, soft_cap)
+    _check(q, k, v, bias, window, scale, soft_cap)
     mask = _keys(k, mask, lengths)
     key_segments = _check_segments(q, k, segments, key_segments)
     how = _scores(q, k, v, bias, causal, window, scale, soft_cap)
@@ -284,7 +284,13 @@ def _by_token(x: Array) -> Array:
 
 
 def _check(
-    q: Array, k: Array, v: Array, bias: Array | None, window: int | None, soft_cap: float | None
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    window: int | None,
+    scale: float | None,
+    soft_cap: float | None,
 ) -> None:
     for argument, x in {"q": q, "k": k, "v": v, "bias": bias}.items():
         if x is not None:
@@ -316,7 +322,9 @@ def _check(
         )
     if window is not None:
         integer("attention", "window", window)
-    if soft_cap is not None and not soft_cap > 0:
+    if scale is not None and not isinstance(scale, jax.Array):  # one under trace has no value yet
+        number("attention's scale", scale)
+    if soft_cap is not None and not number("attention's soft_cap", soft_cap) > 0:
         raise ValueError(f"attention needs a positive soft_cap, got {soft_cap}")
 
 

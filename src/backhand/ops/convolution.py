@@ -140,6 +140,14 @@ def check_arrays(name: str, x: Array, w: Array) -> None:
             "single example is a batch of one, x[None], and one channel an axis of its own, "
             "x[..., None]"
         )
+    if w.ndim == x.ndim + 1:
+        batch = "its batch axis: a single example is a batch of one, x[None]"
+        channel = " or, of one channel, the axis of that: x[..., None]"
+        raise ValueError(
+            f"{name} needs x of shape (B, *S, C) with {w.ndim - 2} spatial axes for w of shape "
+            f"{w.shape}, got {x.shape}; it seems to lack {batch}"
+            f"{channel if 1 in w.shape[-2:] else ''}"
+        )
     if w.ndim != x.ndim or 0 in w.shape:
         raise ValueError(
             f"{name} needs weights with {x.ndim - 2} axes for the taps and two for the channels, "

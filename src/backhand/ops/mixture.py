@@ -37,6 +37,7 @@ from backhand.arrays import (
     inverse,
     like_primal,
     need_mask,
+    number,
     product,
     upcast,
     whole,
@@ -44,7 +45,7 @@ from backhand.arrays import (
 from backhand.contributions import Outer, total
 from backhand.ops.gated import activation_of, checked_activation
 from backhand.ops.routing import Seating, capacity_of, seated
-from backhand.protocol import Op, need_floating
+from backhand.protocol import Op, need_floating, whole_number
 
 Weights = Float[Array, "E _ _"]
 
@@ -113,7 +114,8 @@ def mixture_of_experts_forward(
         y (B, T, D) in the dtype of x, and the balance (B,) in at least float32.
 
     Raises:
-        TypeError: if an array is not floating point, or the mask not boolean.
+        TypeError: if an array is not floating point, the mask not boolean, top_k not an integer or
+            the capacity factor no number.
         ValueError: for shapes that do not fit, a top_k outside [1, E], a capacity factor that is
             not positive, or another activation.
 
@@ -298,15 +300,16 @@ def check_routing(experts: int, top_k: int, capacity_factor: float | None) -> No
     """Refuses a routing that cannot be.
 
     Raises:
+        TypeError: for a top_k that is no whole number, or a capacity factor that is none.
         ValueError: saying what can.
     """
     name = "mixture_of_experts"
-    if not 1 <= top_k <= experts:
+    if not 1 <= whole_number(f"{name}'s top_k", top_k) <= experts:
         raise ValueError(f"{name} needs top_k from 1 to its {experts} experts, got {top_k}")
-    if capacity_factor is not None and not capacity_factor > 0:
+    own = capacity_factor
+    if own is not None and not number(f"{name}'s capacity_factor", own) > 0:
         raise ValueError(
-            f"{name} needs a positive capacity_factor, or None to drop nothing, got "
-            f"{capacity_factor}"
+            f"{name} needs a positive capacity_factor, or None to drop nothing, got {own}"
         )
 
 

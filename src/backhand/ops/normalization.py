@@ -157,6 +157,7 @@ def group_norm_forward(
     References:
         Wu and He, "Group normalization", 2018.
     """
+    need_floating("group_norm", x)
     check_groups(x.shape, groups)
     return _normalize("group_norm", x, scale, offset, over_groups(groups), eps)
 
@@ -171,14 +172,14 @@ def instance_norm_forward(
     """Instance normalization: over all positions of one example, each feature alone.
 
     Args:
-        x: inputs (B, ..., D).
+        x: inputs (B, *positions, D), with at least one axis of positions.
         scale: (D,).
         offset: (D,).
         eps: added to the variance.
 
     Raises:
         TypeError: if x is not floating point.
-        ValueError: if scale or offset is not (D,).
+        ValueError: if scale or offset is not (D,), or x has no positions.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp
@@ -189,7 +190,22 @@ def instance_norm_forward(
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
     """
+    check_affine("instance_norm", x, scale, offset)
+    check_positions(x.shape)
     return _normalize("instance_norm", x, scale, offset, over_groups(max(1, x.shape[-1])), eps)
+
+
+def check_positions(shape: tuple[int, ...]) -> None:
+    """Refuses features without positions: each would be its own mean, and y the offset.
+
+    Raises:
+        ValueError: saying what there is.
+    """
+    if len(shape) < 3:
+        raise ValueError(
+            "instance_norm needs x of shape (B, *positions, D) with at least one axis of "
+            f"positions, got {shape}; features alone are for layer_norm or group_norm"
+        )
 
 
 def check_groups(shape: tuple[int, ...], groups: int) -> None:
