@@ -7,6 +7,7 @@ On the way forward an activation stays split as it is: a parameter meets it thro
 `last_axis`.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,20 @@ def number(what: str, value: Any) -> float:
     except TypeError:
         pass
     raise TypeError(f"{what} must be a number, got {value!r}")
+
+
+def whole_number(what: str, value: Any) -> int:
+    """The value as an int.
+
+    Raises:
+        TypeError: if it is not a whole number; True is none.
+    """
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{what} must be a whole number, got {value!r}")
 
 
 def described(x: Any) -> str:

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.arrays import is_floating, need_array
+from backhand.arrays import whole_number as whole_number
 from backhand.contributions import map_owners
 from backhand.visit import Collect, Params, PyTree, Residuals, Rule, Visit, gradients
 
@@ -326,20 +326,6 @@ def split_side(side: Mapping[str, Any]) -> tuple[dict[str, PyTree], dict[str, An
     """Side inputs that are arrays, and those that are Python values, such as `training`."""
     settings = {n: v for n, v in side.items() if isinstance(v, bool | int | float | str | None)}
     return {name: side[name] for name in side.keys() - settings.keys()}, settings
-
-
-def whole_number(what: str, value: Any) -> int:
-    """The value as an int.
-
-    Raises:
-        TypeError: if it is not a whole number; True is none.
-    """
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise TypeError(f"{what} must be a whole number, got {value!r}")
 
 
 def need_floating(name: str, x: Any, argument: str = "") -> None:

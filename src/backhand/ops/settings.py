@@ -8,7 +8,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from backhand.protocol import whole_number
+from backhand.arrays import whole_number
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
 PerAxis: TypeAlias = int | Sequence[int]
