@@ -228,6 +228,8 @@ def test_what_is_no_objective_is_refused(unchecked, nothing_compiles):
             TypeError, match=r"a sum and a weight, such as bh\.losses\.mean_squared"
         ):
             bh.objective(MODEL, lambda y, t: jnp.mean((y - t) ** 2))
+        with pytest.raises(TypeError, match=r"bh\.linear_cross_entropy_objective\(trunk, vocab"):
+            bh.objective(MODEL, bh.losses.linear_cross_entropy)
         with pytest.raises(ValueError, match="'manual' or 'automatic', got 'auto'"):
             bh.value_and_grad(OBJECTIVE, gradients="auto")
         with pytest.raises(TypeError, match=r"a batch is a dict with 'inputs' and .*, got tuple"):

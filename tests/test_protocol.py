@@ -68,7 +68,8 @@ def test_a_layer_of_one_op_is_that_op(x64):
     layer = bh.as_layer(SQUARE)
     assert layer.init(jax.random.key(0), x) == ()
     assert_backward_is_the_gradient(layer, (), x)
-    assert repr(layer) == "square"
+    assert (repr(layer), repr(SQUARE)) == ("square", "Op('square')")
+    assert repr(bh.losses.huber) == "Loss('huber')"
 
 
 def test_side_inputs_are_the_keyword_arguments_of_forward():

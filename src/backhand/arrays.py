@@ -7,6 +7,7 @@ On the way forward an activation stays split as it is: a parameter meets it thro
 `last_axis`.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,63 @@ def number(what: str, value: Any) -> float:
     except TypeError:
         pass
     raise TypeError(f"{what} must be a number, got {value!r}")
+
+
+def whole_number(what: str, value: Any) -> int:
+    """The value as an int.
+
+    Raises:
+        TypeError: if it is not a whole number; True is none.
+    """
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{what} must be a whole number, got {value!r}")
+
+
+def described(x: Any) -> str:
+    """What was given, for errors: 'an array of shape (2, 3)', 'a tuple of 2', 'a str'."""
+    if hasattr(x, "shape"):
+        return f"an array of shape {x.shape}"
+    size = f" of {len(x)}" if isinstance(x, dict | tuple | list) else ""
+    return f"a {type(x).__name__}{size}"
+
+
+def need_array(name: str, what: str, x: Any, kind: str = "") -> None:
+    """Refuses what is no array (of that kind), as a list of numbers is none.
+
+    Raises:
+        TypeError: saying what it is.
+    """
+    if not hasattr(x, "dtype"):
+        of = f" of {kind}" if kind else ""
+        raise TypeError(
+            f"{name} needs {what} as an array{of}, got {described(x)}; jnp.asarray makes one of it"
+        )
+
+
+def need_integers(name: str, what: str, x: Any, advice: str = "") -> None:
+    """Refuses what is no array of integers.
+
+    Raises:
+        TypeError: saying what it is.
+    """
+    need_array(name, what, x, "integers")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} needs integer {what}, got {x.dtype} of shape {x.shape}{advice}")
+
+
+def need_mask(name: str, mask: Any, advice: str = "use mask != 0") -> None:
+    """Refuses what is no array of booleans.
+
+    Raises:
+        TypeError: saying what it is.
+    """
+    need_array(name, "a mask", mask, "booleans")
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"{name} needs a boolean mask, got {mask.dtype}; {advice}")
 
 
 def need_floating_dtype(dtype: Any) -> None:

@@ -168,8 +168,11 @@ class Running:
 class Moments:
     """What a running statistic saw of one batch; adds up exactly over micro-batches.
 
-    `count` (), and the sum `total` (C,) and sum of squares `square` (C,) of x - running mean: the
-    shift keeps the variance from cancelling in float32.
+    `count` (), and the sum `total` (C,) and sum of squares `square` (C,) of x - running mean. Once
+    that mean is near, the shift keeps the variance from cancelling in float32. Before, with a mean
+    many times the spread, it does not: from a running mean of 0, at decay 0.9, of values of mean
+    1e4 and variance 1 the running variance is 0.90, 0.59 and 0.76 after 1, 5 and 10 steps, where it
+    should be 1.00, 0.98 and 0.99; at mean 1e3 it is off by 0.3%, at 100 not.
     """
 
     count: Leaf

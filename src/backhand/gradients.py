@@ -122,6 +122,11 @@ def objective(
     if not isinstance(model, Layer):
         raise TypeError(f"objective(model, loss) needs a layer as its model, got {model!r}")
     if not isinstance(loss, Loss):
+        if getattr(loss, "name", None) == "linear_cross_entropy":
+            raise TypeError(
+                "linear_cross_entropy has an output layer in it: the objective of a trunk with it "
+                "is bh.linear_cross_entropy_objective(trunk, vocabulary)"
+            )
         raise TypeError(
             "objective needs a loss that gives a sum and a weight, such as "
             f"bh.losses.mean_squared_error; got {loss!r}"

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -18,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from backhand.arrays import is_floating
+from backhand.arrays import is_floating, need_array
+from backhand.arrays import whole_number as whole_number
 from backhand.contributions import map_owners
 from backhand.visit import Collect, Params, PyTree, Residuals, Rule, Visit, gradients
 
@@ -65,6 +65,10 @@ class Op:
     def __post_init__(self) -> None:
         """Documents the op by its forward."""
         object.__setattr__(self, "__doc__", self.forward.__doc__)
+
+    def __repr__(self) -> str:
+        """The kind and the name: Op('relu')."""
+        return f"{type(self).__name__}({self.name!r})"
 
     def __call__(self, *arrays: PyTree, **static: Any) -> PyTree:
         """The output y, differentiable (in reverse) by the hand-written backward."""
@@ -116,7 +120,7 @@ class Op:
             raise TypeError(f"{self.name} has no argument {name!r}{suggestion(name, known)}")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Loss(Op):
     """An op of (predictions, targets, weights=None) that gives a sum and a weight, never a mean.
 
@@ -324,27 +328,15 @@ def split_side(side: Mapping[str, Any]) -> tuple[dict[str, PyTree], dict[str, An
     return {name: side[name] for name in side.keys() - settings.keys()}, settings
 
 
-def whole_number(what: str, value: Any) -> int:
-    """The value as an int.
-
-    Raises:
-        TypeError: if it is not a whole number; True is none.
-    """
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise TypeError(f"{what} must be a whole number, got {value!r}")
-
-
-def need_floating(name: str, x: Any) -> None:
-    """Refuses an input that has no cotangent.
+def need_floating(name: str, x: Any, argument: str = "") -> None:
+    """Refuses an input, or the argument of that name, that has no cotangent.
 
     Raises:
         TypeError: if x is not one array, or not floating point.
     """
-    if isinstance(x, dict | tuple | list):
+    if argument:
+        need_array(name, argument, x)
+    elif isinstance(x, dict | tuple | list):
         parts = listed(x) if isinstance(x, dict) else f"{len(x)}"
         first = 0 if not isinstance(x, dict) or not x else "x" if "x" in x else min(x)
         raise TypeError(
@@ -352,9 +344,10 @@ def need_floating(name: str, x: Any) -> None:
             f"with on({first!r}, ...), or go on with that alone by pick({first!r})"
         )
     if not is_floating(x):
+        ids = "" if argument else ", or embed it if it holds ids"
         raise TypeError(
-            f"{name} needs floating-point input, got {x.dtype} of shape {x.shape}; "
-            "convert it with x.astype(jnp.float32), or embed it if it holds ids"
+            f"{name} needs floating-point {argument or 'input'}, got {x.dtype} of shape {x.shape}; "
+            f"convert it with {argument or 'x'}.astype(jnp.float32){ids}"
         )
 
 

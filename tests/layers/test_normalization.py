@@ -203,6 +203,8 @@ def test_what_cannot_be_normalized_is_refused(nothing_compiles):
                 jax.eval_shape(layer.init, key, jax.ShapeDtypeStruct((3,), "float32"))
             with pytest.raises(TypeError, match="floating-point input, got int32 of shape"):
                 jax.eval_shape(layer.init, key, jax.ShapeDtypeStruct((2, 3), "int32"))
+        with pytest.raises(ValueError, match=r"one axis of positions, got \(2, 3\)"):
+            jax.eval_shape(bh.instance_norm().init, key, jax.ShapeDtypeStruct((2, 3), "float32"))
         with pytest.raises(TypeError, match="needs the side input 'training'"):
             jax.eval_shape(
                 lambda key: bh.batch_norm()(bh.batch_norm().init(key, jnp.zeros((2, 3))), 0.0), key

@@ -111,6 +111,8 @@ def test_what_is_no_classification_is_refused(unchecked, nothing_compiles):
                 ValueError, match=r"for logits \(3, 4\), integer labels of shape \(3"
             ):
                 jax.eval_shape(SOFTMAX, x, targets)
+        with pytest.raises(TypeError, match="needs targets as an array, got a list of 3"):
+            jax.eval_shape(SOFTMAX, x, [0, 1, 2])
         with pytest.raises(TypeError, match="needs floating-point logits, got int32"):
             jax.eval_shape(SOFTMAX, shape((3, 4), "int32"), shape((3,), "int32"))
         with pytest.raises(ValueError, match=r"one shape, got \(3, 4\) and \(3,\)"):

@@ -96,6 +96,9 @@ def test_wrong_weights_are_refused(unchecked, nothing_compiles):
                 ValueError, match=r"loss needs weights whose shape begins as .* got"
             ):
                 jax.eval_shape(lambda *a: weighted_sum("loss", *a), losses, shape(wrong, "float32"))
+        for given in (([1.0] * 3,), (losses, [1.0] * 3)):
+            with pytest.raises(TypeError, match="as an array, got a list of 3; jnp"):
+                jax.eval_shape(bh.losses.mean_squared_error, losses, *given)
         with pytest.raises(
             ValueError, match=r"0 or more, got -2.0 at \[1, 0\]; a mask is a weight"
         ):

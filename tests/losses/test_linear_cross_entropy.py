@@ -179,7 +179,11 @@ def test_what_does_not_fit_is_refused(unchecked, nothing_compiles):
         for arrays, message in (
             ((shape((3, 4, 5), "int32"), w, ids), "got int32"),
             ((x, shape((5, 7), "int32"), ids), "floating-point w, got int32"),
-            ((x, w, shape((3, 4), "float32")), "integer labels as targets, got float32"),
+            ((x, w, [ids] * 3), "labels as an array of integers, got a list of 3"),
+            ((x, w, shape((3, 4), "float32")), "integer labels, got float32"),
         ):
             with pytest.raises(TypeError, match=message):
                 jax.eval_shape(FUSED, *arrays)
+        for name, wrong in {"rows": 2.5, "soft_cap": "a", "label_smoothing": "a"}.items():
+            with pytest.raises(TypeError, match=f"entropy's {name} must be a .*number"):
+                jax.eval_shape(FUSED.bind(**{name: wrong}), x, w, ids)

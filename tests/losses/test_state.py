@@ -18,6 +18,10 @@ def test_it_is_the_loss_of_the_predictions_alone(x64):
     assert_close(blame, (2 * (y - targets), jax.tree.map(jnp.zeros_like, state)))
 
 
+def test_a_loss_without_targets_stays_one():
+    assert STATEFUL.has_targets and not bh.losses.with_state(bh.losses.triplet).has_targets
+
+
 def test_bad_labels_are_refused_on_the_host(unchecked):
     loss = bh.losses.with_state(bh.losses.softmax_cross_entropy)
     with pytest.raises(ValueError, match="7"):

@@ -291,18 +291,24 @@ def test_settings_and_dtypes_that_mean_nothing_are_refused(unchecked):
             attention(q, k, v, **static)
     for message, more in {
         "a boolean mask, got int32": {"mask": ones},
-        "a boolean mask, got list": {"mask": [[True] * 5] * 2},
-        "lengths as an array of integers .* got a list; jnp.asarray makes": {"lengths": [3, 5]},
+        "a mask as an array of booleans, got a list of 2": {"mask": [[True] * 5] * 2},
+        "lengths as an array of integers, got a list of 2; jnp.asarray makes": {"lengths": [3, 5]},
         "integer segments, got float32": {"segments": ones.astype(jnp.float32)},
         "integer lengths, got float32": {"lengths": jnp.ones(2)},
-        "floating-point input, got int32": {"bias": jnp.ones((1, 1, 5, 5), jnp.int32)},
+        "floating-point bias, got int32": {"bias": jnp.ones((1, 1, 5, 5), jnp.int32)},
     }.items():
         with pytest.raises(TypeError, match=message):
             attention(q, k, v, **more)
         with pytest.raises(TypeError, match=message):
             attention.forward(q, k, v, **more)
-    with pytest.raises(TypeError, match=r"window of integers, got 1\.5"):
-        attention(q, k, v, window=1.5)
+    for message, static in {
+        r"window of integers, got 1\.5": {"window": 1.5},
+        "window of integers, got True": {"window": True},
+        "attention's scale must be a number, got 'a'": {"scale": "a"},
+        "attention's soft_cap must be a number, got 'a'": {"soft_cap": "a"},
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            attention(q, k, v, **static)
     assert_close(attention(q, k, v, window=np.int64(2)), attend(q, k, v, window=2), 1e-6)
 
 

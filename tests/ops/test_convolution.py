@@ -95,11 +95,12 @@ def shape(*axes, dtype="float32"):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"x": shape(8, 8, 3)}, ValueError, r"with 1 axes for the taps and two .* \(3, 3, 3, 4\)"),
+        ({"x": shape(8, 8, 3)}, ValueError, r"2 spatial axes .* its batch axis: .* x\[None\]"),
+        ({"w": shape(3, 3, 4)}, ValueError, r"with 2 axes for the taps and two .* \(3, 3, 4\)"),
         ({"x": shape(8, 3)}, ValueError, r"1, 2 or 3 spatial axes, got \(8, 3\); a single example"),
         ({"x": shape(1, 2, 2, 2, 2, 3)}, ValueError, "1, 2 or 3 spatial axes"),
         ({"x": shape(2, 8, 8, 3, dtype="int32")}, TypeError, "floating-point input, got int32"),
-        ({"w": shape(3, 3, 3, 4, dtype="int32")}, TypeError, "floating-point input, got int32"),
+        ({"w": shape(3, 3, 3, 4, dtype="int32")}, TypeError, "floating-point w, got int32"),
         ({"w": shape(3, 3, 2, 4)}, ValueError, r"I / groups = 3 for x \(2, 8, 8, 3\) .* \(3, 3, 2"),
         ({"w": shape(0, 3, 3, 4)}, ValueError, r"none of length 0, .* got \(0, 3, 3, 4\)"),
         ({"groups": 2}, ValueError, r"channels divisible by groups = 2, got 3 in x .* and 4"),

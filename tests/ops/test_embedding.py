@@ -70,6 +70,8 @@ def test_what_is_no_id_is_refused(unchecked, nothing_compiles):
     shape = jax.ShapeDtypeStruct
     ids, floats = shape((2,), "int32"), shape((2,), "float32")
     with nothing_compiles():
+        with pytest.raises(TypeError, match="ids as an array of integers, got a list of 2; jnp"):
+            jax.eval_shape(bh.ops.embedding, floats, [0, 1])
         with pytest.raises(TypeError, match=r"needs integer ids, got float32 of shape \(2,\)"):
             jax.eval_shape(bh.ops.embedding, shape((3, 2), "float32"), floats)
         with pytest.raises(ValueError, match=r"a table of shape \(V, D\), got \(3,\)"):

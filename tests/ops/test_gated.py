@@ -54,7 +54,7 @@ def test_what_is_no_gated_unit_is_refused(unchecked, nothing_compiles):
     with nothing_compiles():
         with pytest.raises(ValueError, match=r"of one shape, got \(2, 3\) and \(2, 4\); halves"):
             jax.eval_shape(bh.ops.gated, x, other)
-        with pytest.raises(TypeError, match="gated needs floating-point input, got int32"):
+        with pytest.raises(TypeError, match="gated needs floating-point value, got int32"):
             jax.eval_shape(bh.ops.swiglu, x, ints)
         with pytest.raises(ValueError, match=r"one of 'elu', .* got 'swish'"):
             jax.eval_shape(bh.ops.gated.bind(activation="swish"), x, x)

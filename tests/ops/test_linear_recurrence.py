@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused(unchecked, nothing_compiles):
             ((x, shape(5, 3)), ValueError, r"needs x of shape \(B, T, D\), got \(5, 3\)"),
             ((shape(5, 3), x), ValueError, r"a and b of one shape .* \(5, 3\) and \(2, 5, 3\)"),
             ((x, x, shape(3)), ValueError, r"state h of shape \(B, H\) = \(2, 3\), got \(3,\)"),
-            ((shape(2, 5, 3, dtype="int32"), x), TypeError, "floating-point input, got int32"),
+            ((shape(2, 5, 3, dtype="int32"), x), TypeError, "floating-point a, got int32"),
         ):
             with pytest.raises(error, match=message):
                 jax.eval_shape(op, *arrays)

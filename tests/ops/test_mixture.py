@@ -139,6 +139,7 @@ GOOD = {
         ("w_in", shape(2, 4, 5), ValueError, r"w_in of shape \(3, 4, 5\) .* got \(2, 4, 5\)"),
         ("w_out", shape(3, 4, 5), ValueError, r"w_out of shape \(3, 5, 4\) .* got \(3, 4, 5\)"),
         ("w_gate", shape(4, 5), ValueError, r"w_gate of shape \(3, 4, 5\) .* got \(4, 5\)"),
+        ("w_out", shape(3, 5, 4, dtype="int32"), TypeError, r"floating-point w_out, .* w_out\.as"),
         ("mask", shape(2, 6), TypeError, "a boolean mask, got float32"),
         ("mask", shape(2, 5, dtype="bool"), ValueError, r"mask of shape \(2, 6\), got \(2, 5\)"),
     ],
@@ -151,6 +152,8 @@ def test_what_does_not_fit_is_refused(argument, wrong, error, message, unchecked
 @pytest.mark.parametrize(
     ("how", "message"),
     [
+        ({"top_k": 1.5}, "top_k must be a whole number, got 1.5"),
+        ({"capacity_factor": "a"}, "capacity_factor must be a number, got 'a'"),
         ({"top_k": 4}, "top_k from 1 to its 3 experts, got 4"),
         ({"top_k": 0}, "top_k from 1 to its 3 experts, got 0"),
         ({"capacity_factor": 0.0}, "a positive capacity_factor, or None .* got 0.0"),
@@ -158,5 +161,5 @@ def test_what_does_not_fit_is_refused(argument, wrong, error, message, unchecked
     ],
 )
 def test_settings_that_cannot_be_are_refused(how, message, unchecked, nothing_compiles):
-    with nothing_compiles(), pytest.raises(ValueError, match=message):
+    with nothing_compiles(), pytest.raises((TypeError, ValueError), match=message):
         jax.eval_shape(OP.bind(**how), *GOOD.values())

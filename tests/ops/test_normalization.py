@@ -55,8 +55,8 @@ def test_low_precision_is_normalized_in_float32(name):
 @pytest.mark.parametrize("name", OPS)
 def test_a_constant_group_is_no_division_by_zero(name):
     op, _ = OPS[name]
-    y, residuals = op.forward(jnp.full((4, 3), 7.0), jnp.ones(3), jnp.zeros(3))
-    dx = op.backward(residuals, normal(0, 4, 3))[0]
+    y, residuals = op.forward(jnp.full((4, 2, 3), 7.0), jnp.ones(3), jnp.zeros(3))
+    dx = op.backward(residuals, normal(0, 4, 2, 3))[0]
     assert not y.any() and np.isfinite(dx).all()
 
 
@@ -71,6 +71,8 @@ def test_what_cannot_be_normalized_is_refused(unchecked, nothing_compiles):
                 jax.eval_shape(op, shape((2, 4), "float32"), own, own)
             with pytest.raises(TypeError, match=f"{name} needs floating-point input, got int32"):
                 jax.eval_shape(op, shape((2, 3), "int32"), own, own)
+        with pytest.raises(ValueError, match=r"one axis of positions, got \(2, 3\); .* layer_norm"):
+            jax.eval_shape(bh.ops.instance_norm, shape((2, 3), "float32"), own, own)
 
 
 def test_groups_are_normalized_each_alone(x64):
@@ -146,6 +148,7 @@ def test_groups_and_masks_that_do_not_fit_are_refused(unchecked, nothing_compile
         for wrong, error, message in (
             (jax.ShapeDtypeStruct((4,), "bool"), ValueError, r"mask of the shape .*got \(4,\)"),
             (jax.ShapeDtypeStruct((4, 3), "int32"), TypeError, "a boolean mask, got int32"),
+            ([True] * 4, TypeError, "a mask as an array of booleans, got a list of 4"),
         ):
             with pytest.raises(error, match=f"batch_norm needs {message}|{message}"):
                 jax.eval_shape(bh.ops.batch_norm, x, own, own, wrong)

@@ -190,6 +190,12 @@ def good(name):
     [
         ("x", shape(5, 2), ValueError, r"needs x of shape \(B, T, D\), got \(5, 2\)"),
         ("x", shape(4, 5, 2, dtype="int32"), TypeError, "needs floating-point input, got int32"),
+        (
+            "wh",
+            shape(3, 3, dtype="int32"),
+            TypeError,
+            r"floating-point wh, got .* wh\.astype",
+        ),
         ("wx", shape(7, 3), ValueError, r"needs weights wx .* got \(7, 3\) and"),
         ("wh", shape(3, 5), ValueError, r"needs weights .* \(4, 5, 2\), got .* and \(3, 5\)"),
         ("b", shape(2), ValueError, r"needs b of shape \(\d+,\), got \(2,\)"),
@@ -218,7 +224,11 @@ def test_a_state_of_another_shape_is_refused(name, unchecked):
 def test_a_state_of_another_structure_is_refused(name, unchecked):
     one = shape(4, 3)
     state = one if name == "lstm" else (one, one)
-    expected = "state as a pair" if name == "lstm" else r"one array \(4, 3\) .* tuple of 2"
+    expected = (
+        r"state as a pair .* got an array of shape \(4, 3\)"
+        if name == "lstm"
+        else r"one array \(4, 3\) .* tuple of 2"
+    )
     with pytest.raises(ValueError, match=rf"{name} needs .*{expected}"):
         jax.eval_shape(getattr(bh.ops, name), *{**good(name), "state": state}.values())
 

@@ -99,5 +99,7 @@ def test_what_cannot_be_turned_is_refused(unchecked):
             jax.eval_shape(rotary, *wrong)
     with pytest.raises(TypeError, match="integer positions, got float32"):
         rotary(x, jnp.ones((2, 3)))
+    with pytest.raises(TypeError, match="positions as an array of integers, got a list of 2"):
+        rotary(x, [[0, 1, 2]] * 2)
     with pytest.raises(TypeError, match="floating-point input, got int32"):
         rotary(x.astype(jnp.int32))

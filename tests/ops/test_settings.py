@@ -27,7 +27,7 @@ def test_a_padding_is_known_where_it_has_a_name():
 
 
 def test_what_is_no_integer_or_too_small_is_refused(unchecked):
-    for wrong in (2.0, "2", None, np.array([2.0]), jnp.ones(1)):
+    for wrong in (True, 2.0, "2", None, np.array([2.0]), jnp.ones(1)):
         with pytest.raises(TypeError, match="norm needs groups of integers, got"):
             integer("norm", "groups", wrong)
     with pytest.raises(ValueError, match="norm needs groups of at least 1, got 0"):

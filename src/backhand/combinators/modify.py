@@ -17,8 +17,8 @@ def checkpoint(inner: Layer) -> Layer:
 
     Saves x alone. Where memory is the limit use it inside `repeat`: unrolled on CPU, XLA may merge
     the recomputation with the first one, as it may for `jax.checkpoint`, which is what the
-    automatic gradient of this layer goes through. Inside a block it recomputes a part: see
-    `repeat`.
+    automatic gradient of this layer goes through. Around a part of a block it recomputes
+    that part alone: the example of `repeat` shows what each choice stores.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp

@@ -16,6 +16,7 @@ from backhand.ops.normalization import (
     Residuals,
     affine,
     check_groups,
+    check_positions,
     normalization_backward,
     over_batch,
     over_features,
@@ -85,13 +86,15 @@ def instance_norm(*, eps: float = 1e-5) -> Layer:
 
     Raises:
         TypeError: if x is not floating point.
+        ValueError: if x has no axis of positions, (B, D).
 
     Example:
         >>> layer, x = instance_norm(eps=0.0), jnp.array([[[1.0], [3.0]]])
         >>> layer(layer.init(jax.random.key(0), x), x).tolist()
         [[[-1.0], [1.0]]]
     """
-    return _within_examples(ops.instance_norm.bind(eps=eps), lambda x: over_groups(x.shape[-1]))
+    op = ops.instance_norm.bind(eps=eps)
+    return _within_examples(op, lambda x: over_groups(x.shape[-1]), check_positions)
 
 
 def _within_examples(
@@ -157,6 +160,10 @@ def batch_norm(*, decay: float = 0.99, eps: float = 1e-5) -> Layer:
     are kept among the parameters as a `Running`. They are not learned: their gradient is zero,
     `train_step` keeps the optimizer from them and merges what the `statistics` collector saw of the
     step. The variance is the biased one (divided by n) in both places.
+
+    The running mean begins at zero. Of features whose mean is a thousand times their spread or more
+    the running variance, in float32, is too small until the running mean has come near (see
+    `Moments`); the batch's own statistics are not. Bring such inputs to scale first.
 
     Parameters: scale (D,), offset (D,), running (mean and var (D,)). Uses `training`, and a `mask`
     (B, ...) where there is one, true where x is no padding: only there it counts in the statistics.

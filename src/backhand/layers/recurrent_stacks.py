@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from backhand.arrays import described
 from backhand.layers.recurrent import apart, given, joined, parts_of
 from backhand.protocol import Layer, output_shape, whole_number
 from backhand.visit import Params, PyTree, gradients
@@ -53,7 +54,10 @@ def bidirectional(make: Callable[..., Layer], features: int, **settings: Any) ->
         if states is None:
             return [x, x]
         if not isinstance(states, tuple) or len(states) != 2:
-            raise ValueError("bidirectional needs a state for each direction: (ahead, back)")
+            raise ValueError(
+                "bidirectional needs a state for each direction, a tuple (ahead, back); got "
+                f"{described(states)}"
+            )
         return [joined(x, state) for state in states]
 
     def init(key: Array, x: PyTree, **side: Any) -> Params:
@@ -130,7 +134,10 @@ def stacked(make: Callable[..., Layer], features: int, layers: int, **settings: 
         if states is None:
             return x, (None,) * layers
         if not isinstance(states, tuple) or len(states) != layers:
-            raise ValueError(f"stacked needs a tuple of {layers} states, one for each layer")
+            raise ValueError(
+                f"stacked needs a tuple of {layers} states, one for each layer, got "
+                f"{described(states)}"
+            )
         return x, states
 
     def init(key: Array, x: PyTree, **side: Any) -> Params:

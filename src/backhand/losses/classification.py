@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from backhand.arrays import is_floating, like_primal, upcast
+from backhand.arrays import is_floating, like_primal, need_array, number, upcast
 from backhand.losses.common import (
     Sum,
     check_weights,
@@ -210,6 +210,7 @@ def check_classes(name: str, logits: Array, targets: Array) -> None:
         ValueError: if the shapes do not fit.
     """
     need_predictions(name, logits, "logits")
+    need_array(name, "targets", targets)
     expected = logits.shape if is_floating(targets) else logits.shape[:-1]
     if logits.ndim == 0 or targets.shape != expected:
         raise ValueError(
@@ -263,5 +264,11 @@ def _smooth(t: Array, label_smoothing: float, classes: int) -> Array:
 
 
 def check_smoothing(name: str, label_smoothing: float) -> None:
-    if not 0 <= label_smoothing <= 1:
+    """Refuses what is no share.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: outside of [0, 1].
+    """
+    if not 0 <= number(f"{name}'s label_smoothing", label_smoothing) <= 1:
         raise ValueError(f"{name} needs label_smoothing in [0, 1], got {label_smoothing}")

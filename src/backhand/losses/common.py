@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from backhand.arrays import is_floating, like_primal, upcast
+from backhand.arrays import is_floating, like_primal, need_array, upcast
 
 Sum = tuple[Float[Array, ""], Float[Array, ""]]
 
@@ -75,6 +75,7 @@ def pair(name: str, predictions: Array, targets: Array) -> tuple[Array, Array]:
         ValueError: if the shapes differ.
     """
     need_predictions(name, predictions)
+    need_array(name, "targets", targets)
     if predictions.shape != targets.shape:
         raise ValueError(
             f"{name} needs predictions and targets of one shape, got {predictions.shape} and "
@@ -126,6 +127,7 @@ def spread(name: str, weights: Array | None, losses: Array) -> Array:
     """
     if weights is None:
         return jnp.ones_like(losses)
+    need_array(name, "weights", weights)
     if weights.shape != losses.shape[: weights.ndim]:
         raise ValueError(
             f"{name} needs weights whose shape begins as that of the positions {losses.shape}: "

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from backhand.arrays import like_primal, upcast
+from backhand.arrays import like_primal, need_integers, upcast
 from backhand.losses.classification import check_labels, inside, probabilities
 from backhand.losses.common import (
     Sum,
@@ -114,8 +114,7 @@ def multiclass_hinge_forward(
     """
     _check_margin("multiclass_hinge", margin)
     need_predictions("multiclass_hinge", logits, "logits")
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise TypeError(f"multiclass_hinge needs integer labels, got {targets.dtype}")
+    need_integers("multiclass_hinge", "labels", targets)
     if logits.ndim == 0 or targets.shape != logits.shape[:-1] or logits.shape[-1] == 0:
         raise ValueError(
             f"multiclass_hinge needs, for logits {logits.shape}, labels of shape "

@@ -54,7 +54,7 @@ def with_state(loss: Loss) -> Loss:
     def check(predictions: Any, targets: Any, weights: Any) -> None:
         loss.check(_parts(predictions)[0], targets, weights)
 
-    return Loss("with_state", forward, backward, reference, check)
+    return Loss("with_state", forward, backward, reference, check, loss.has_targets)
 
 
 def _nothing(leaf: Array) -> Array | None:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
-from backhand.arrays import accumulation_dtype, explicit_sharding, like_primal
+from backhand.arrays import accumulation_dtype, explicit_sharding, like_primal, need_mask, number
 from backhand.ops.attention_blocks import Head, Scores, backward_head, forward_head
 from backhand.ops.attention_heads import at_once, in_turn
 from backhand.ops.lengths import check_integers, check_lengths, present
@@ -95,7 +95,7 @@ def attention_forward(
 
     Raises:
         TypeError: if q, k, v or bias are not floating point, mask not boolean, lengths, segments or
-            a window not integers.
+            a window not integers, scale or soft cap no number.
         ValueError: for shapes that do not agree, heads not divisible by key heads, lengths beyond
             S, a window below 1 or a soft cap that is not positive.
 
@@ -110,7 +110,7 @@ def attention_forward(
         Shazeer, "Fast transformer decoding: one write-head is all you need", 2019.
         Dao et al., "FlashAttention", 2022.
     """
-    _check(q, k, v, bias, window, soft_cap)
+    _check(q, k, v, bias, window, scale, soft_cap)
     mask = _keys(k, mask, lengths)
     key_segments = _check_segments(q, k, segments, key_segments)
     how = _scores(q, k, v, bias, causal, window, scale, soft_cap)
@@ -302,10 +302,17 @@ def _by_token(x: Array) -> Array:
 
 
 def _check(
-    q: Array, k: Array, v: Array, bias: Array | None, window: int | None, soft_cap: float | None
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    window: int | None,
+    scale: float | None,
+    soft_cap: float | None,
 ) -> None:
-    for x in (q, k, v) if bias is None else (q, k, v, bias):
-        need_floating("attention", x)
+    for argument, x in {"q": q, "k": k, "v": v, "bias": bias}.items():
+        if x is not None:
+            need_floating("attention", x, argument)
     if not q.ndim == k.ndim == 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3]:
         raise ValueError(
             "attention needs q of shape (B, T, H, D) and k and v of shape (B, S, K, D), got "
@@ -333,7 +340,9 @@ def _check(
         )
     if window is not None:
         integer("attention", "window", window)
-    if soft_cap is not None and not soft_cap > 0:
+    if scale is not None and not isinstance(scale, jax.Array):  # one under trace has no value yet
+        number("attention's scale", scale)
+    if soft_cap is not None and not number("attention's soft_cap", soft_cap) > 0:
         raise ValueError(f"attention needs a positive soft_cap, got {soft_cap}")
 
 
@@ -341,9 +350,7 @@ def _keys(k: Array, mask: Array | None, lengths: Array | None) -> Array | None:
     """Which keys there are, (B, S); None for all."""
     batch, keys = k.shape[:2]
     if mask is not None:
-        dtype = getattr(mask, "dtype", type(mask).__name__)
-        if dtype != jnp.bool_:
-            raise TypeError(f"attention needs a boolean mask, got {dtype}; use mask != 0")
+        need_mask("attention", mask)
         if mask.shape != (batch, keys):
             raise ValueError(
                 f"attention needs a mask of shape (B, S) = {(batch, keys)}, one entry per key, got "

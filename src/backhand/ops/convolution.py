@@ -133,12 +133,20 @@ def check_arrays(name: str, x: Array, w: Array) -> None:
         ValueError: if x has not 1 to 3 spatial axes, or w not as many.
     """
     need_floating(name, x)
-    need_floating(name, w)
+    need_floating(name, w, "w")
     if not 3 <= x.ndim <= 5:
         raise ValueError(
             f"{name} needs x of shape (B, *S, C) with 1, 2 or 3 spatial axes, got {x.shape}; a "
             "single example is a batch of one, x[None], and one channel an axis of its own, "
             "x[..., None]"
+        )
+    if w.ndim == x.ndim + 1:
+        batch = "its batch axis: a single example is a batch of one, x[None]"
+        channel = " or, of one channel, the axis of that: x[..., None]"
+        raise ValueError(
+            f"{name} needs x of shape (B, *S, C) with {w.ndim - 2} spatial axes for w of shape "
+            f"{w.shape}, got {x.shape}; it seems to lack {batch}"
+            f"{channel if 1 in w.shape[-2:] else ''}"
         )
     if w.ndim != x.ndim or 0 in w.shape:
         raise ValueError(

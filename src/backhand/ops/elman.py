@@ -92,7 +92,8 @@ def elman_forward(
         b: bias (H,).
         state: before the first step (B, H); zeros if None.
         lengths: integers (B,) in [0, T]: after the end of a sequence the state stays as it is and
-            the output is zero. None takes all steps.
+            the output is zero. None takes all steps. Known ones are checked; inside a jit, which
+            cannot, one below 0 is 0 and one above T is T.
         activation: "tanh" or "relu".
         reverse: from the last step of each sequence to its first.
 

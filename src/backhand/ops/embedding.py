@@ -8,7 +8,7 @@ A row is blamed for every place that read it, and rows that nobody read get none
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from backhand.arrays import explicit_sharding
+from backhand.arrays import explicit_sharding, need_integers
 from backhand.bounds import need_within
 from backhand.contributions import Rows, total
 from backhand.protocol import Op
@@ -38,8 +38,7 @@ def embedding_forward(
         >>> bh.ops.embedding(jnp.eye(3), jnp.array([2, 0])).tolist()
         [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"embedding needs integer ids, got {ids.dtype} of shape {ids.shape}")
+    need_integers("embedding", "ids", ids)
     if table.ndim != 2:
         raise ValueError(f"embedding needs a table of shape (V, D), got {table.shape}")
     rows = table.shape[0]

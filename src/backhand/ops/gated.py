@@ -99,8 +99,8 @@ def gated_forward(gate: X, value: X, *, activation: str | Op = "silu") -> tuple[
         Shazeer, "GLU variants improve transformer", 2020.
     """
     act = checked_activation("gated", activation)
-    for x in (gate, value):
-        need_floating("gated", x)
+    need_floating("gated", gate, "gate")
+    need_floating("gated", value, "value")
     if gate.shape != value.shape:
         raise ValueError(
             f"gated needs gate and value of one shape, got {gate.shape} and {value.shape}; halves "

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from backhand.arrays import need_integers
 from backhand.bounds import need_within
 
 
@@ -40,12 +41,6 @@ def check_integers(
         TypeError: if it is no array, or not of integers.
         ValueError: for its shape.
     """
-    if not hasattr(x, "dtype"):
-        raise TypeError(
-            f"{name} needs {what} as an array of integers ({axes}), got a {type(x).__name__}; "
-            "jnp.asarray makes one of it"
-        )
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name} needs integer {what}, got {x.dtype} of shape {x.shape}{advice}")
+    need_integers(name, what, x, advice)
     if x.shape != shape:
         raise ValueError(f"{name} needs {what} of shape ({axes}) = {shape}, got {x.shape}")

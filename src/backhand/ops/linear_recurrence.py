@@ -69,7 +69,7 @@ def linear_recurrence_forward(
         Martin and Cundy, "Parallelizing linear recurrent neural nets over sequence length", 2018.
     """
     check_sequence("linear_recurrence", b)
-    need_floating("linear_recurrence", a)
+    need_floating("linear_recurrence", a, "a")
     if a.shape != b.shape:
         raise ValueError(
             f"linear_recurrence needs a and b of one shape (B, T, D), got {a.shape} and {b.shape}"

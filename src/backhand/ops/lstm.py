@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
-from backhand.arrays import by_batch, like_primal, upcast, whole
+from backhand.arrays import by_batch, described, like_primal, upcast, whole
 from backhand.contributions import Outer, Total, total
 from backhand.ops.linear import linear_dx
 from backhand.ops.recurrent import (
@@ -96,7 +96,8 @@ def lstm_forward(
         b: bias (4 H,).
         state: (h, c) before the first step, each (B, H); zeros if None.
         lengths: integers (B,) in [0, T]: after the end of a sequence the state stays as it is and
-            the output is zero. None takes all steps.
+            the output is zero. None takes all steps. Known ones are checked; inside a jit, which
+            cannot, one below 0 is 0 and one above T is T.
         reverse: from the last step of each sequence to its first.
 
     Returns:
@@ -119,7 +120,9 @@ def lstm_forward(
     """
     given: Any = state
     if given is not None and not (isinstance(given, tuple) and len(given) == 2):
-        raise ValueError("lstm needs its state as a pair (h, c), each of shape (B, H)")
+        raise ValueError(
+            f"lstm needs its state as a pair (h, c), each of shape (B, H), got {described(given)}"
+        )
     h0, c0 = (None, None) if state is None else state
     check("lstm", 4, x, (wx, wh), {"b": (b, 4)}, {"h": h0, "c": c0}, lengths)
     units = wh.shape[0]

@@ -36,6 +36,8 @@ from backhand.arrays import (
     by_batch,
     inverse,
     like_primal,
+    need_mask,
+    number,
     product,
     upcast,
     whole,
@@ -43,7 +45,7 @@ from backhand.arrays import (
 from backhand.contributions import Outer, total
 from backhand.ops.gated import activation_of, checked_activation
 from backhand.ops.routing import Seating, capacity_of, seated
-from backhand.protocol import Op, need_floating
+from backhand.protocol import Op, need_floating, whole_number
 
 Weights = Float[Array, "E _ _"]
 
@@ -112,7 +114,8 @@ def mixture_of_experts_forward(
         y (B, T, D) in the dtype of x, and the balance (B,) in at least float32.
 
     Raises:
-        TypeError: if an array is not floating point, or the mask not boolean.
+        TypeError: if an array is not floating point, the mask not boolean, top_k not an integer or
+            the capacity factor no number.
         ValueError: for shapes that do not fit, a top_k outside [1, E], a capacity factor that is
             not positive, or another activation.
 
@@ -297,15 +300,16 @@ def check_routing(experts: int, top_k: int, capacity_factor: float | None) -> No
     """Refuses a routing that cannot be.
 
     Raises:
+        TypeError: for a top_k that is no whole number, or a capacity factor that is none.
         ValueError: saying what can.
     """
     name = "mixture_of_experts"
-    if not 1 <= top_k <= experts:
+    if not 1 <= whole_number(f"{name}'s top_k", top_k) <= experts:
         raise ValueError(f"{name} needs top_k from 1 to its {experts} experts, got {top_k}")
-    if capacity_factor is not None and not capacity_factor > 0:
+    own = capacity_factor
+    if own is not None and not number(f"{name}'s capacity_factor", own) > 0:
         raise ValueError(
-            f"{name} needs a positive capacity_factor, or None to drop nothing, got "
-            f"{capacity_factor}"
+            f"{name} needs a positive capacity_factor, or None to drop nothing, got {own}"
         )
 
 
@@ -313,9 +317,11 @@ def _check(
     x: Array, router: Array, w_in: Array, w_out: Array, w_gate: Array | None, mask: Array | None
 ) -> None:
     name = "mixture_of_experts"
-    for array in (x, router, w_in, w_out, *([] if w_gate is None else [w_gate])):
-        need_floating(name, array)
     check_tokens(x)
+    weights = {"router": router, "w_in": w_in, "w_out": w_out, "w_gate": w_gate}
+    for key, own in weights.items():
+        if own is not None:
+            need_floating(name, own, key)
     if router.ndim != 2 or router.shape[0] != x.shape[2] or router.shape[1] < 1:
         raise ValueError(
             f"{name} needs a router (D, E) for x {x.shape}, got {router.shape}: a column an expert"
@@ -331,10 +337,10 @@ def _check(
                 f"{name} needs {key} of shape {(experts, *shape)} for a router {router.shape} and "
                 f"w_in {w_in.shape}, got {array.shape}"
             )
-    if mask is not None and mask.dtype != bool:
-        raise TypeError(f"{name} needs a boolean mask, got {mask.dtype}; use mask != 0")
-    if mask is not None and mask.shape != x.shape[:2]:
-        raise ValueError(f"{name} needs a mask of shape {x.shape[:2]}, got {mask.shape}")
+    if mask is not None:
+        need_mask(name, mask)
+        if mask.shape != x.shape[:2]:
+            raise ValueError(f"{name} needs a mask of shape {x.shape[:2]}, got {mask.shape}")
 
 
 def check_tokens(x: Array | jax.ShapeDtypeStruct) -> None:

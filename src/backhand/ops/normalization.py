@@ -28,7 +28,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from backhand.arrays import last_axis, like_primal, reshape_examples, upcast
+from backhand.arrays import last_axis, like_primal, need_mask, reshape_examples, upcast
 from backhand.contributions import Total, total
 from backhand.ops.settings import integer
 from backhand.protocol import Op, need_floating
@@ -115,11 +115,8 @@ def batch_norm_forward(
     """
     if mask is None:
         return _normalize("batch_norm", x, scale, offset, over_batch(None), eps)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(
-            f"batch_norm needs a boolean mask, got {mask.dtype}; of lengths it is "
-            "jnp.arange(T)[None] < lengths[:, None]"
-        )
+    of_lengths = "of lengths it is jnp.arange(T)[None] < lengths[:, None]"
+    need_mask("batch_norm", mask, of_lengths)
     if mask.shape != x.shape[:-1]:
         raise ValueError(
             f"batch_norm needs a mask of the shape of x {x.shape} without its features, "
@@ -160,6 +157,7 @@ def group_norm_forward(
     References:
         Wu and He, "Group normalization", 2018.
     """
+    need_floating("group_norm", x)
     check_groups(x.shape, groups)
     return _normalize("group_norm", x, scale, offset, over_groups(groups), eps)
 
@@ -174,14 +172,14 @@ def instance_norm_forward(
     """Instance normalization: over all positions of one example, each feature alone.
 
     Args:
-        x: inputs (B, ..., D).
+        x: inputs (B, *positions, D), with at least one axis of positions.
         scale: (D,).
         offset: (D,).
         eps: added to the variance.
 
     Raises:
         TypeError: if x is not floating point.
-        ValueError: if scale or offset is not (D,).
+        ValueError: if scale or offset is not (D,), or x has no positions.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp
@@ -192,7 +190,22 @@ def instance_norm_forward(
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
     """
+    check_affine("instance_norm", x, scale, offset)
+    check_positions(x.shape)
     return _normalize("instance_norm", x, scale, offset, over_groups(max(1, x.shape[-1])), eps)
+
+
+def check_positions(shape: tuple[int, ...]) -> None:
+    """Refuses features without positions: each would be its own mean, and y the offset.
+
+    Raises:
+        ValueError: saying what there is.
+    """
+    if len(shape) < 3:
+        raise ValueError(
+            "instance_norm needs x of shape (B, *positions, D) with at least one axis of "
+            f"positions, got {shape}; features alone are for layer_norm or group_norm"
+        )
 
 
 def check_groups(shape: tuple[int, ...], groups: int) -> None:

@@ -86,11 +86,14 @@ def pooling_windows(
         ValueError: if they do not fit x (B, *spatial, C), or one another.
     """
     need_floating(name, x)
-    if not 3 <= x.ndim <= 5 or np.size(window) not in (1, x.ndim - 2):
+    given = np.size(window)
+    if not 3 <= x.ndim <= 5 or given not in (1, x.ndim - 2):
+        lacking = x.ndim < 3 or given == x.ndim - 1
+        advice = "; its batch axis may be missing, x[None], or its channel axis, x[..., None]"
         raise ValueError(
             f"{name} needs x of shape (B, *spatial, C) with 1 to 3 spatial axes and a window with "
-            f"one size for all or one for each, got x {x.shape} and window {window}; a missing "
-            "channel axis is added with x[..., None]"
+            f"one size for all or one for each, got x {x.shape} and window {window}"
+            f"{advice if lacking else ''}"
         )
     sizes = x.shape[1:-1]
     windows = per_axis(name, "a window", window, len(sizes))

@@ -17,6 +17,7 @@ from jax import Array, lax
 from backhand.arrays import (
     accumulation_dtype,
     by_batch,
+    described,
     explicit_sharding,
     is_floating,
     product,
@@ -268,8 +269,9 @@ def check(
     """
     check_sequence(name, x)
     (batch, steps, features), (wx, wh) = x.shape, weights
-    for array in (wx, wh, *(bias for bias, _ in biases.values())):
-        need_floating(name, array)
+    own = {"wx": wx, "wh": wh, **{key: bias for key, (bias, _) in biases.items()}}
+    for key, array in own.items():
+        need_floating(name, array, key)
     times = f"{gates} H" if gates > 1 else "H"
     units = wh.shape[0] if wh.ndim else 0
     if wh.shape != (units, gates * units) or wx.shape != (features, gates * units):
@@ -309,11 +311,9 @@ def check_state(name: str, key: str, state: Any, shape: tuple[int, int]) -> None
         TypeError: if it is not floating point.
         ValueError: if it is not one array, or its shape is not (B, H).
     """
-    if isinstance(state, tuple):
-        raise ValueError(
-            f"{name} needs one array {shape} for its state, got a tuple of {len(state)}"
-        )
-    need_floating(name, state)
+    if not hasattr(state, "shape"):
+        raise ValueError(f"{name} needs one array {shape} for its state, got {described(state)}")
+    need_floating(name, state, key)
     if state.shape != shape:
         raise ValueError(
             f"{name} needs the state {key} of shape (B, H) = {shape}, got {state.shape}"

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
-from backhand.arrays import accumulation_dtype, like_primal
+from backhand.arrays import accumulation_dtype, like_primal, need_integers
 from backhand.protocol import Op, need_floating
 
 X = Float[Array, "B T H D"]
@@ -112,8 +112,7 @@ def _check(x: Array, positions: Array | None) -> None:
         raise ValueError(f"rotary needs an even head size, to turn pairs, got {x.shape[-1]}")
     if positions is None:
         return
-    if not jnp.issubdtype(positions.dtype, jnp.integer):
-        raise TypeError(f"rotary needs integer positions, got {positions.dtype}")
+    need_integers("rotary", "positions", positions)
     if positions.shape != x.shape[:2]:
         raise ValueError(
             f"rotary needs positions of shape (B, T) = {x.shape[:2]}, got {positions.shape}"

@@ -8,6 +8,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from backhand.arrays import whole_number
+
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
 PerAxis: TypeAlias = int | Sequence[int]
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
@@ -38,7 +40,7 @@ def per_axis(name: str, what: str, given: PerAxis, rank: int) -> tuple[int, ...]
             f"{name} needs {what} as one integer or {rank}, one for each spatial axis, got {given}"
         )
     try:
-        found = tuple(operator.index(value) for value in values)
+        found = tuple(whole_number(what, value) for value in values)
     except TypeError:
         raise TypeError(f"{name} needs {what} of integers, got {given!r}") from None
     if min(found) < 1:
