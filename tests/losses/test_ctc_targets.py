@@ -56,3 +56,8 @@ def test_an_objective_refuses_lengths_before_anything_compiles(nothing_compiles)
     key = jax.random.key(0)
     with nothing_compiles(), pytest.raises(ValueError, match=r"label_lengths .* got 4 at \[0\]"):
         loss.init(key, batch)
+
+
+def test_labels_that_are_lists_are_refused_in_words(unchecked):
+    with pytest.raises(TypeError, match=r"ctc needs targets\['labels'\] as an array, got a list"):
+        CTC(jnp.zeros((1, T, V)), {"labels": [[1]]})

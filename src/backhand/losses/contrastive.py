@@ -21,7 +21,6 @@ from backhand.arrays import (
     by_batch,
     contract,
     explicit_sharding,
-    is_floating,
     like_primal,
     product,
     upcast,
@@ -88,9 +87,8 @@ def info_nce_forward(
     """
     if not temperature > 0:
         raise ValueError(f"info_nce needs a temperature above 0, got {temperature}")
-    need_floating("info_nce", queries)
-    if not is_floating(keys):
-        raise TypeError(f"info_nce needs floating-point keys, got {keys.dtype}")
+    need_floating("info_nce", queries, "queries")
+    need_floating("info_nce", keys, "keys")
     if queries.ndim != 2 or keys.shape != queries.shape:
         raise ValueError(
             f"info_nce needs queries and keys of one shape (B, D), got {queries.shape} and "

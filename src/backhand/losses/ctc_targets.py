@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Integer
 
-from backhand.arrays import is_floating
+from backhand.arrays import is_floating, need_array
 from backhand.losses.common import check_weights
 from backhand.protocol import listed
 
@@ -80,6 +80,7 @@ def check(logits: Array, targets: Any, weights: Array | None, blank: int) -> Non
             f"and 'input_lengths'; got {got}"
         )
     for name, leaf in targets.items():
+        need_array("ctc", f"targets[{name!r}]", leaf)
         if not jnp.issubdtype(leaf.dtype, jnp.integer):
             raise TypeError(f"ctc needs integers as targets[{name!r}], got {leaf.dtype}")
     if logits.ndim != 3 or 0 in logits.shape[1:]:
