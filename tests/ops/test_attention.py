@@ -37,6 +37,23 @@ SETTINGS = {
 }
 
 
+def any_setting(seed):
+    """One of any shape, with any of what may be set."""
+    rng = np.random.default_rng(seed)
+    batch, tokens, keys, features, key_heads, group = map(
+        int, rng.integers(1, (4, 13, 13, 6, 4, 4))
+    )
+    heads = key_heads * group
+    bias = [(batch, heads, tokens, keys), (1, heads, tokens, keys), (batch, 1, tokens, keys), None]
+    static = {"causal": bool(rng.integers(2)), "scale": float(rng.uniform(0.2, 2))}
+    static |= {"window": int(rng.integers(1, 6))} if rng.integers(2) else {}
+    static |= {"soft_cap": float(rng.uniform(0.3, 3))} if rng.integers(2) else {}
+    return (batch, tokens, heads, features, keys, key_heads, bias[rng.integers(4)]), static
+
+
+SETTINGS |= {f"any {seed}": any_setting(seed) for seed in range(14)}
+
+
 @functools.cache
 def both(name):
     """Output and cotangents of the op and of its reference, compiled for one of the settings."""

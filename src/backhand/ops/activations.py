@@ -172,7 +172,7 @@ gelu = Op("gelu", gelu_forward, gelu_backward, gelu_reference)
 
 
 def silu_forward(x: X) -> tuple[X, X]:
-    """x s, with s = sigmoid(x); the derivative is s (1 + x (1 - s)).
+    """x s, with s = sigmoid(x); the derivative is s + x s (1 - s).
 
     Also known as swish. Saves x.
 
@@ -190,7 +190,7 @@ def silu_forward(x: X) -> tuple[X, X]:
 
 def silu_backward(x: X, dy: X) -> X:
     s = jax.lax.logistic(x)
-    return dy * s * (1 + x * (1 - s))
+    return dy * s + dy * x * (s * (1 - s))  # rounded less than dy (s + ...)
 
 
 silu = Op("silu", silu_forward, silu_backward, jax.nn.silu)
