@@ -59,6 +59,8 @@ def test_what_a_metric_may_not_give_is_refused(unchecked, nothing_compiles):
         for measured in (1.0, (1.0, 2.0, 3.0), [1.0, 2.0], None):
             with pytest.raises(TypeError, match=r"a metric gives a \(sum, weight\) pair, or Mean"):
                 reduction(measured)
+        with pytest.raises(TypeError, match=r"got a tuple: .*metrics\.accuracy\(y\[0\], targets"):
+            bh.metrics.accuracy((logits, labels), labels)
         with pytest.raises(ValueError, match=r"labels of shape \(4,\), got \(3,\)"):
             jax.eval_shape(bh.metrics.accuracy, logits, labels)
         with pytest.raises(ValueError, match=r"weights whose shape begins as .* got \(4, 2\)"):

@@ -42,8 +42,12 @@ def value_and_clipped_grad(
 
     with g_i the gradient of example i's loss, w_i its weight, and W the sum of the weights: an
     example of twice the weight is clipped at half the gradient, and moves the mean by c / W at
-    most. An evaluation, so it can be accumulated. The metric "clipped" is the share of examples
-    with w_i |g_i| > c, of those with a gradient at all.
+    most. That holds where an example's loss is a function of that example alone. Where examples
+    meet, in batch norm or a contrastive loss, g_i is what reaches the parameters by example i's
+    values, and no bound on what the example changes: do not rely on it for privacy.
+
+    An evaluation, so it can be accumulated. The metric "clipped" is the share of examples with
+    w_i |g_i| > c, of those with a gradient at all.
 
     Args:
         objective: what to differentiate. Where a layer's rule sums over the batch itself, rather

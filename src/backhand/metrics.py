@@ -162,12 +162,18 @@ def accuracy(
         weights: per example or per position, its shape a prefix of that of the targets.
 
     Raises:
+        TypeError: for logits with something beside them.
         ValueError: if the shapes do not fit.
 
     Example:
         >>> round(float(accuracy(jnp.eye(3), jnp.array([0, 1, 0])).value()), 4)
         0.6667
     """
+    if isinstance(logits, tuple):
+        raise TypeError(
+            "accuracy needs logits as one array, got a tuple: beside a state or a balance it is "
+            "lambda y, targets, weights=None: bh.metrics.accuracy(y[0], targets, weights)"
+        )
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"accuracy needs labels of shape {logits.shape[:-1]}, got {targets.shape}")
     hits = jnp.argmax(logits, -1).astype(targets.dtype) == targets

@@ -22,6 +22,26 @@ def test_layers_come_by_position_or_by_name(unchecked, nothing_compiles, combina
             combinator(bh.dense(1), bh.relu)
         with pytest.raises(TypeError, match="takes layers, got 3 at 'act'"):
             combinator(act=3)
+        with pytest.raises(TypeError, match="at 0; give its layers one by one"):
+            combinator([bh.relu(), bh.tanh()])
+
+
+@pytest.mark.parametrize(
+    "combinator",
+    [
+        bh.skip,
+        bh.checkpoint,
+        bh.freeze,
+        bh.tally,
+        lambda layer: bh.repeat(layer, 2),
+        lambda layer: bh.on("x", layer),
+        lambda layer: bh.share(layer, {"b": "a"}),
+        lambda layer: bh.rename(layer, mask="known"),
+    ],
+)
+def test_what_makes_a_layer_is_not_one(unchecked, combinator):
+    with pytest.raises(TypeError, match=r"got <function relu .* relu\(\) rather than"):
+        combinator(bh.relu)
 
 
 def test_one_value_for_each_layer_in_model_order():

@@ -144,6 +144,8 @@ def test_sizes_that_do_not_agree_are_refused(unchecked):
     }.items():
         with pytest.raises(ValueError, match=message):
             bh.multi_head_attention(**settings)
+    with pytest.raises(TypeError, match=r"base of positions, 10000\.0 as a rule, .* got True"):
+        bh.multi_head_attention(2, rotary=True)
     key, x = jax.random.key(0), jnp.ones((2, 3, 6))
     for message, layer, given in (
         ("features divisible by its 4 heads, got 6", bh.multi_head_attention(4), x),

@@ -61,3 +61,5 @@ def test_an_objective_refuses_lengths_before_anything_compiles(nothing_compiles)
 def test_labels_that_are_lists_are_refused_in_words(unchecked):
     with pytest.raises(TypeError, match=r"ctc needs targets\['labels'\] as an array, got a list"):
         CTC(jnp.zeros((1, T, V)), {"labels": [[1]]})
+    with pytest.raises(TypeError, match=r"differ, .*; got an array of shape \(1, 2\)"):
+        CTC(jnp.zeros((1, T, V)), jnp.ones((1, 2), jnp.int32))

@@ -98,6 +98,7 @@ def test_any_groups_and_mask_have_the_gradient_of_the_textbook_form(
     kind, shape, groups, share, seed
 ):
     random = np.random.default_rng(seed)
+    shape = (2, 3, 6) if kind == "instance" and len(shape) < 3 else shape  # it needs positions
     arrays = [random.standard_normal(own) for own in (shape, shape[-1:], shape[-1:])]
     how = {"groups": groups if shape[-1] % groups == 0 else 1} if kind == "group" else {}
     if kind == "masked batch":

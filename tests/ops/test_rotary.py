@@ -97,6 +97,10 @@ def test_what_cannot_be_turned_is_refused(unchecked):
     }.items():
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(rotary, *wrong)
+    with pytest.raises(TypeError, match=r"rotary's base of positions, .* a number, got True"):
+        rotary(x, base=True)
+    with pytest.raises(ValueError, match=r"base of positions above 0, .* got -1\.0"):
+        rotary(x, base=-1.0)
     with pytest.raises(TypeError, match="integer positions, got float32"):
         rotary(x, jnp.ones((2, 3)))
     with pytest.raises(TypeError, match="positions as an array of integers, got a list of 2"):

@@ -31,12 +31,23 @@ def parts_of(combinator: str, layers: tuple[Layer, ...], named: Mapping[str, Lay
     if not parts:
         raise ValueError(f"{combinator} needs at least one layer, got none")
     for name, part in parts.items():
-        if not isinstance(part, Layer):
-            raise TypeError(
-                f"{combinator} takes layers, got {part!r} at {name!r}; call the function that "
-                "makes the layer: relu() rather than relu"
-            )
+        need_layer(combinator, part, f" at {name!r}")
     return parts
+
+
+def need_layer(combinator: str, inner: Any, where: str = "") -> None:
+    """Refuses what is no layer.
+
+    Raises:
+        TypeError: saying what it is.
+    """
+    if not isinstance(inner, Layer):
+        advice = (
+            "give its layers one by one"
+            if isinstance(inner, list | tuple)
+            else "call the function that makes the layer: relu() rather than relu"
+        )
+        raise TypeError(f"{combinator} takes layers, got {inner!r}{where}; {advice}")
 
 
 def pack(parts: Parts, values: Mapping[str | int, Any]) -> PyTree:
@@ -100,7 +111,12 @@ def around(
     backward: Callable[..., Any],
     init: Callable[..., Any] | None = None,
 ) -> Layer:
-    """A layer around one other, with its side inputs and the names of its parts."""
+    """A layer around one other, with its side inputs and the names of its parts.
+
+    Raises:
+        TypeError: if it is no layer.
+    """
+    need_layer(name, inner)
     return Layer(name, init or inner.init, forward, backward, inner.uses, inner.parts, inner)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from backhand.combinators.common import around
+from backhand.combinators.common import around, need_layer
 from backhand.protocol import Layer, listed, suggestion
 from backhand.visit import Collect, Params, PyTree, Residuals, gradients
 
@@ -105,6 +105,7 @@ def rename(inner: Layer, **names: str) -> Layer:
         >>> sorted(bh.rename(inner, mask="source_mask").uses)
         ['source_mask']
     """
+    need_layer("rename", inner)
     for name in names:
         if name not in inner.uses or name == "key":
             raise ValueError(

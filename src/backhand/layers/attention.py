@@ -11,6 +11,7 @@ from backhand import ops
 from backhand.arrays import accumulation_dtype, reshape_examples
 from backhand.layers.dense import linear, linear_uses
 from backhand.ops.linear import linear_dx
+from backhand.ops.rotary import check_base
 from backhand.protocol import Layer, layer, need_floating, whole_number
 from backhand.visit import Params, PyTree
 
@@ -83,6 +84,8 @@ def multi_head_attention(
     key_heads = heads if key_heads is None else key_heads
     _check_sizes(heads, key_heads, features, head_size, window)
     _check_positive(scale=scale, soft_cap=soft_cap)
+    if rotary is not None:
+        check_base(NAME, rotary)
     make = lecun_normal() if initializer is None else initializer
     how: dict[str, Any] = {
         "causal": causal,

@@ -34,6 +34,11 @@ def with_balance(loss: Loss, coefficient: float = 0.01) -> Loss:
         >>> float(totals["loss"]), float(totals["balance"]), float(weights["balance"])
         (6.0, 2.0, 2.0)
 
+        Metrics see the pair: one of y alone is a function of y[0].
+
+        >>> def right(y, targets, weights=None):
+        ...     return bh.metrics.accuracy(y[0], targets, weights)
+
     References:
         Fedus, Zoph and Shazeer, "Switch transformers", 2021.
     """

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Integer
 
-from backhand.arrays import is_floating, need_array
+from backhand.arrays import described, is_floating, need_array
 from backhand.losses.common import check_weights
 from backhand.protocol import listed
 
@@ -74,7 +74,7 @@ def check(logits: Array, targets: Any, weights: Array | None, blank: int) -> Non
         raise TypeError(f"ctc needs floating-point logits, got {logits.dtype}")
     names = {"labels", *LENGTHS}
     if not isinstance(targets, Mapping) or "labels" not in targets or targets.keys() - names:
-        got = f"a dict of {listed(targets)}" if isinstance(targets, Mapping) else type(targets)
+        got = f"a dict of {listed(targets)}" if isinstance(targets, Mapping) else described(targets)
         raise TypeError(
             "ctc needs targets as a dict with 'labels' and, where examples differ, 'label_lengths' "
             f"and 'input_lengths'; got {got}"

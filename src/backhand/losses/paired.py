@@ -35,6 +35,13 @@ def paired(loss: Loss) -> Loss:
         >>> [part["w"].shape for part in grads]
         [(6, 4), (3, 4)]
 
+        One encoder of two views:
+
+        >>> one = bh.share(bh.chain(a=bh.on(0, bh.dense(4)), b=bh.on(1, bh.dense(4))), {"b": "a"})
+        >>> simclr = bh.objective(one, bh.losses.paired(bh.losses.info_nce))
+        >>> list(simclr.init(jax.random.key(0), {"inputs": (jnp.eye(5, 6), jnp.ones((5, 6)))}))
+        ['a']
+
     References:
         Radford et al., "Learning transferable visual models from natural language supervision",
         2021; Chen et al., "A simple framework for contrastive learning of visual representations",

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
-from backhand.arrays import accumulation_dtype, like_primal, need_integers
+from backhand.arrays import accumulation_dtype, like_primal, need_integers, number
 from backhand.protocol import Op, need_floating
 
 X = Float[Array, "B T H D"]
@@ -37,8 +37,8 @@ def rotary_forward(
         y (B, T, H, D), in the dtype of x; angles are of at least float32.
 
     Raises:
-        TypeError: if x is not floating point or positions are not integers.
-        ValueError: for an odd D, or positions of another shape than (B, T).
+        TypeError: if x is not floating point, positions are not integers or base is no number.
+        ValueError: for an odd D, positions of another shape than (B, T), or a base not above 0.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp
@@ -50,7 +50,19 @@ def rotary_forward(
         Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021.
     """
     _check(x, positions)
+    check_base("rotary", base)
     return _turn(x, positions, 1.0, base, interleaved), (x, positions)
+
+
+def check_base(name: str, base: float) -> None:
+    """Refuses what is no base of positions.
+
+    Raises:
+        TypeError: if it is no number; True is none.
+        ValueError: if it is not above 0.
+    """
+    if not number(f"{name}'s base of positions, 10000.0 as a rule,", base) > 0:
+        raise ValueError(f"{name} needs a base of positions above 0, 10000.0 as a rule, got {base}")
 
 
 def rotary_backward(
