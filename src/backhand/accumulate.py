@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from backhand.arrays import inverse, need_floating_dtype
+from backhand.arrays import inverse, need_floating_dtype, whole_number
 from backhand.contributions import map_owners
 from backhand.foreign import of_sums
 from backhand.gradients import Batch, Evaluate, Evaluation, Objective, Terms
 from backhand.metrics import Sum
 from backhand.micro_batches import Micro, columns, joined, like_given, over, stacked
-from backhand.protocol import split_key, whole_number
+from backhand.protocol import split_key
 from backhand.visit import Collector, Params, PyTree, gradients
 from backhand.waiting import (
     adding,

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from backhand.arrays import is_floating, need_array
-from backhand.arrays import whole_number as whole_number
 from backhand.contributions import map_owners
 from backhand.visit import Collect, Params, PyTree, Residuals, Rule, Visit, gradients
 

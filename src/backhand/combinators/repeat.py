@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from backhand.arrays import whole_number
 from backhand.combinators.common import around, keys_of, same_shape, with_key
 from backhand.contributions import Leaf
-from backhand.protocol import Layer, Static, output_shape, shapes_of, whole_number
+from backhand.protocol import Layer, Static, output_shape, shapes_of
 from backhand.visit import Collect, Params, PyTree, Residuals, Summed, gradients
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from backhand.arrays import upcast
+from backhand.arrays import upcast, whole_number
 from backhand.combinators.common import (
     add_errors,
     keys_of,
@@ -18,7 +18,7 @@ from backhand.combinators.common import (
     uses_of,
     with_key,
 )
-from backhand.protocol import Layer, Static, need_floating, output_shape, whole_number
+from backhand.protocol import Layer, Static, need_floating, output_shape
 from backhand.visit import Collect, Params, PyTree, Residuals, gradients
 
 Halves = tuple[Array, Array]

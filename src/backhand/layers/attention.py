@@ -8,11 +8,11 @@ from jax import Array
 from jax.nn.initializers import Initializer, lecun_normal
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype, reshape_examples
+from backhand.arrays import accumulation_dtype, reshape_examples, whole_number
 from backhand.layers.dense import linear, linear_uses
 from backhand.ops.linear import linear_dx
 from backhand.ops.rotary import check_base
-from backhand.protocol import Layer, layer, need_floating, whole_number
+from backhand.protocol import Layer, layer, need_floating
 from backhand.visit import Params, PyTree
 
 NAME = "multi_head_attention"

@@ -10,13 +10,13 @@ from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Float
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype, last_axis
+from backhand.arrays import accumulation_dtype, last_axis, whole_number
 from backhand.contributions import Total, Windows
 from backhand.ops.convolution import convolution_dx, windows_of
 from backhand.ops.convolution_products import Weights
 from backhand.ops.settings import Padding, PerAxis, per_axis
 from backhand.ops.transposed_convolution import transposed_convolution_dx, windows_onto
-from backhand.protocol import Layer, layer, need_floating, whole_number
+from backhand.protocol import Layer, layer, need_floating
 from backhand.visit import Params, PyTree
 
 

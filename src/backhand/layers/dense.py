@@ -7,10 +7,10 @@ from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Float
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype
+from backhand.arrays import accumulation_dtype, whole_number
 from backhand.contributions import Outer, Total
 from backhand.ops.linear import linear_dx
-from backhand.protocol import Layer, layer, need_floating, whole_number
+from backhand.protocol import Layer, layer, need_floating
 from backhand.visit import Params, PyTree
 
 

@@ -15,13 +15,14 @@ from backhand.arrays import (
     upcast,
     varying,
     whole,
+    whole_number,
     zeros_like,
 )
 from backhand.contributions import Outer, Total
 from backhand.ops.linear import linear_dx
 from backhand.ops.linear_recurrence import Residuals
 from backhand.ops.recurrent import check_sequence
-from backhand.protocol import Layer, layer, whole_number
+from backhand.protocol import Layer, layer
 from backhand.visit import Params, PyTree
 
 

@@ -9,12 +9,12 @@ from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Float
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype
+from backhand.arrays import accumulation_dtype, whole_number
 from backhand.contributions import Outer
 from backhand.layers.dense import linear, linear_uses
 from backhand.ops.gated import checked_activation
 from backhand.ops.linear import linear_dx
-from backhand.protocol import Layer, Op, layer, need_floating, whole_number
+from backhand.protocol import Layer, Op, layer, need_floating
 from backhand.visit import Params, PyTree
 
 

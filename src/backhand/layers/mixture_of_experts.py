@@ -6,10 +6,10 @@ from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Float
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype
+from backhand.arrays import accumulation_dtype, whole_number
 from backhand.ops.gated import checked_activation
 from backhand.ops.mixture import check_routing, check_tokens, mixture_errors
-from backhand.protocol import Layer, Op, layer, whole_number
+from backhand.protocol import Layer, Op, layer
 from backhand.visit import Params, PyTree
 
 NAME = "mixture_of_experts"

@@ -6,9 +6,9 @@ from jax.nn.initializers import Initializer, normal
 from jaxtyping import Float
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype, explicit_sharding
+from backhand.arrays import accumulation_dtype, explicit_sharding, whole_number
 from backhand.contributions import Total
-from backhand.protocol import Layer, as_layer, layer, need_floating, whole_number
+from backhand.protocol import Layer, as_layer, layer, need_floating
 from backhand.visit import Params, PyTree
 
 

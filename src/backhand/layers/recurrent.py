@@ -31,14 +31,14 @@ from jax import Array
 from jax.nn.initializers import lecun_normal, orthogonal
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype
+from backhand.arrays import accumulation_dtype, whole_number
 from backhand.contributions import Outer, Total
 from backhand.ops.elman import elman_deltas
 from backhand.ops.gru import gru_deltas
 from backhand.ops.linear import linear_dx
 from backhand.ops.lstm import lstm_deltas
 from backhand.ops.recurrent import check_sequence, start
-from backhand.protocol import Layer, Op, layer, listed, whole_number
+from backhand.protocol import Layer, Op, layer, listed
 from backhand.visit import Params, PyTree
 
 Reverse: TypeAlias = Callable[[Any, PyTree], tuple[PyTree, Array, PyTree]]

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from backhand.arrays import described
+from backhand.arrays import described, whole_number
 from backhand.layers.recurrent import apart, given, joined, parts_of
-from backhand.protocol import Layer, output_shape, whole_number
+from backhand.protocol import Layer, output_shape
 from backhand.visit import Params, PyTree, gradients
 
 

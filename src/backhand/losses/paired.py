@@ -1,7 +1,5 @@
 """A loss of two predictions, each the other's target."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
 
@@ -76,10 +74,7 @@ def paired(loss: Loss) -> Loss:
         x, y = predictions if isinstance(predictions, tuple) else jnp.moveaxis(predictions, 1, 0)
         return loss.reference(x, y, weights)
 
-    def check(predictions: Any, targets: Any, weights: Any) -> None:
-        check_weights(predictions, targets, weights)
-
-    return Loss("paired", forward, backward, reference, check, has_targets=False)
+    return Loss("paired", forward, backward, reference, check_weights, has_targets=False)
 
 
 def _two(predictions: PyTree) -> tuple[Array, Array]:

@@ -41,11 +41,12 @@ from backhand.arrays import (
     product,
     upcast,
     whole,
+    whole_number,
 )
 from backhand.contributions import Outer, total
 from backhand.ops.gated import activation_of, checked_activation
 from backhand.ops.routing import Seating, capacity_of, seated
-from backhand.protocol import Op, need_floating, whole_number
+from backhand.protocol import Op, need_floating
 
 Weights = Float[Array, "E _ _"]
 

@@ -12,9 +12,8 @@ import optax
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from backhand.arrays import is_floating, need_floating_dtype, number
+from backhand.arrays import is_floating, need_floating_dtype, number, whole_number
 from backhand.gradients import Batch, Objective
-from backhand.protocol import whole_number
 from backhand.recent import Recent
 from backhand.training.clip import by_layer, by_norm, layers_of, norm
 from backhand.training.reverse import as_function, reverse_pass
