@@ -146,6 +146,8 @@ def test_sizes_that_do_not_agree_are_refused(unchecked):
             bh.multi_head_attention(**settings)
     with pytest.raises(TypeError, match=r"base of positions, 10000\.0 as a rule, .* got True"):
         bh.multi_head_attention(2, rotary=True)
+    with pytest.raises(TypeError, match="multi_head_attention's scale must be a number, got 'a'"):
+        bh.multi_head_attention(2, scale="a")
     key, x = jax.random.key(0), jnp.ones((2, 3, 6))
     for message, layer, given in (
         ("features divisible by its 4 heads, got 6", bh.multi_head_attention(4), x),
@@ -164,7 +166,7 @@ def test_sizes_that_do_not_agree_are_refused(unchecked):
             layer.init(key, given)
     with pytest.raises(TypeError, match="multi_head_attention needs floating-point input"):
         bh.multi_head_attention(2).init(key, x.astype(jnp.int32))
-    with pytest.raises(TypeError, match="score_bias needs floating-point input, got int32"):
+    with pytest.raises(TypeError, match="needs floating-point score_bias, got int32"):
         bh.multi_head_attention(2).init(key, {"x": x, "score_bias": jnp.ones((1, 1, 3, 3), int)})
     layer = bh.multi_head_attention(2)
     params = layer.init(key, x)

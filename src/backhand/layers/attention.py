@@ -8,7 +8,7 @@ from jax import Array
 from jax.nn.initializers import Initializer, lecun_normal
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype, reshape_examples, whole_number
+from backhand.arrays import accumulation_dtype, number, reshape_examples, whole_number
 from backhand.layers.dense import linear, linear_uses
 from backhand.ops.linear import linear_dx
 from backhand.ops.rotary import check_base
@@ -63,7 +63,8 @@ def multi_head_attention(
         ValueError: for heads not divisible by key heads, sizes, a window below 1, a scale or a soft
             cap that is not positive, an odd head size with rotary; when run, for shapes that do not
             agree.
-        TypeError: when run, if x, the context or the score bias are not floating point.
+        TypeError: for a rotary, scale or soft cap that is no number; when run, if x, the context or
+            the score bias are not floating point.
 
     Example:
         >>> layer = multi_head_attention(4, key_heads=2, causal=True, rotary=10000.0)
@@ -202,7 +203,7 @@ def _parts(x: PyTree, heads: int) -> tuple[Any, Any, Any]:
 
 
 def _check_score_bias(score_bias: Any, full: tuple[int, ...]) -> None:
-    need_floating(f"{NAME}'s score_bias", score_bias)
+    need_floating(NAME, score_bias, "score_bias")
     shape = score_bias.shape
     fits = len(shape) == 4 and all(own in (1, n) for own, n in zip(shape, full, strict=True))
     if not fits or shape[2:] != full[2:]:
@@ -234,5 +235,5 @@ def _check_sizes(
 
 def _check_positive(**settings: float | None) -> None:
     for name, value in settings.items():
-        if value is not None and not value > 0:
+        if value is not None and not number(f"{NAME}'s {name}", value) > 0:
             raise ValueError(f"{NAME} needs a positive {name}, got {value}")
