@@ -116,3 +116,11 @@ def test_a_weight_that_is_large_beside_planes_is_left_to_xla():
     x, w = normal(0, 2, 4, 4, 4, 8), normal(1, 3, 3, 3, 8, 8)
     lowered = jax.jit(lambda x, w: convolution_products.correlate(x, w, windows)).lower(x, w)
     assert "while" not in lowered.as_text()
+
+
+def test_many_outputs_of_a_channel_take_no_copy_of_the_error_for_each():
+    x, y = normal(0, 4, 16, 16, 2), normal(1, 4, 16, 16, 64)
+    windows = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1), 2)
+    run = jax.jit(lambda x, y: convolution_products.weights(x, y, windows, (3, 3)))
+    temporary = run.lower(x, y).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < 2 * y.nbytes

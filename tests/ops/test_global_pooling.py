@@ -70,3 +70,9 @@ def test_what_does_not_fit_is_refused(unchecked, nothing_compiles):
                     lambda x, sizes=sizes: bh.ops.adaptive_average_pool(x, sizes=sizes),
                     shape((1, 8, 8, 1), "float32"),
                 )
+
+
+def test_a_small_adaptive_pool_keeps_its_axes_apart(x64):
+    x, op = normal(0, 2, 5, 7, 3), bh.ops.adaptive_average_pool.bind(sizes=(2, 3))
+    (y, ours), (truth, theirs) = jax.vjp(op, x), jax.vjp(op.reference, x)
+    assert_close((y, ours(jnp.cos(y))), (truth, theirs(jnp.cos(truth))))

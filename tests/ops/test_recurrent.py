@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import backhand as bh
 from backhand.catalogue import ROWS
-from backhand.ops.recurrent import Sweep
+from backhand.ops.recurrent import Sweep, sweep_of
 from tests.conformance import test_gradients, test_meshes, test_transforms
 from tests.conformance.checks import faults
 from tests.ops.reference import assert_is_its_reference
@@ -242,3 +242,13 @@ def test_lengths_beyond_the_padding_are_refused_where_they_are_known(name, lengt
         op.forward(*arrays)
     y, _ = jax.jit(op)(*arrays)  # unknown: as if cut to what there is
     assert np.isfinite(y[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "units", "columns"),
+    [(32, 50, 1024, True), (32, 50, 512, False), (1, 32, 128, True), (8, 50, 128, False)],
+)
+def test_columns_are_for_many_units_and_for_sequences_lighter_than_the_weights(
+    batch, steps, units, columns
+):
+    assert sweep_of(jnp.zeros((batch, steps, 1)), units, False).columns is columns
