@@ -116,13 +116,3 @@ def test_a_weight_that_is_large_beside_planes_is_left_to_xla():
     x, w = normal(0, 2, 4, 4, 4, 8), normal(1, 3, 3, 3, 8, 8)
     lowered = jax.jit(lambda x, w: convolution_products.correlate(x, w, windows)).lower(x, w)
     assert "while" not in lowered.as_text()
-
-
-def test_many_outputs_of_a_channel_are_a_product_of_matrices():
-    for outputs, product in ((64, True), (4, False)):
-        x, y = normal(0, 4, 16, 16, 2), normal(1, 4, 16, 16, outputs)
-        windows = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1), 2)
-        run = jax.make_jaxpr(
-            lambda x, y, at=windows: convolution_products.weights(x, y, at, (3, 3))
-        )
-        assert ("dot_general" in str(run(x, y))) == product
