@@ -132,6 +132,16 @@ def test_a_bias_sums_over_every_axis_before_its_own(x64):
     assert_close(norms, (dy.sum((1, 2)) ** 2).sum(-1))
 
 
+@pytest.mark.parametrize("batch", [2, 3, 70])
+def test_a_wide_sum_is_that_of_its_rows_in_groups(x64, monkeypatch, batch):
+    monkeypatch.setattr("backhand.arrays.WIDE", 1)
+    monkeypatch.setattr("backhand.arrays.FEW", 4)
+    dy = normal(0, batch, I, O).at[0, 0, 0].set(jnp.inf).at[1, 0, 1].set(jnp.nan)
+    found = total(bh.Total(dy, rank=2), jnp.zeros((I, O)))
+    np.testing.assert_allclose(found, np.asarray(dy).sum(0), rtol=1e-12)
+    assert_close(total(bh.Total(dy[:, 1:]), jnp.zeros(O)), dy[:, 1:].sum((0, 1)))
+
+
 def test_sums_have_the_dtype_of_the_parameter_and_the_accuracy_of_float32():
     """A bfloat16 sum of 4096 equal numbers stops at 256 of them."""
     dy = jnp.ones((4096, O), jnp.bfloat16)

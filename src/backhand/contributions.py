@@ -34,6 +34,7 @@ from backhand.arrays import (
     is_floating,
     like_primal,
     one_by_one,
+    sum_leading,
     upcast,
     zeros_like,
 )
@@ -75,9 +76,8 @@ class Total:
 
     def sum(self, param: Array) -> Array:
         """The gradient, accumulated in at least float32."""
-        axes = tuple(range(self.dy.ndim - self.rank))
-        summed = jnp.sum(self.dy, axes, dtype=accumulation_dtype(param.dtype, self.dy.dtype))
-        return self.filled(summed)
+        dtype = accumulation_dtype(param.dtype, self.dy.dtype)
+        return self.filled(sum_leading(self.dy, self.rank, dtype))
 
     def filled(self, summed: Array) -> Array:
         """(..., *parameter's shape): a sum with zeros where nothing was read."""
