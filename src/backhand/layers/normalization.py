@@ -11,16 +11,13 @@ from jaxtyping import Float
 from backhand import ops
 from backhand.arrays import accumulation_dtype, last_axis, like_primal, upcast
 from backhand.contributions import Moments, Running, Total
+from backhand.ops.averages import Average, over_batch, over_features, over_groups
 from backhand.ops.normalization import (
-    Average,
     Residuals,
     affine,
     check_groups,
     check_positions,
     normalization_backward,
-    over_batch,
-    over_features,
-    over_groups,
 )
 from backhand.ops.rms_norm import Residuals as RMSResiduals
 from backhand.ops.rms_norm import rms_norm_errors
@@ -45,7 +42,7 @@ def layer_norm(*, eps: float = 1e-5) -> Layer:
         >>> layer(layer.init(jax.random.key(0), x), x).tolist()
         [[-1.0, 1.0], [-1.0, 1.0]]
     """
-    return _within_examples(ops.layer_norm.bind(eps=eps), lambda x: over_features)
+    return _within_examples(ops.layer_norm.bind(eps=eps), over_features)
 
 
 def group_norm(groups: int, *, eps: float = 1e-5) -> Layer:
@@ -70,7 +67,7 @@ def group_norm(groups: int, *, eps: float = 1e-5) -> Layer:
         [[-1.0, 1.0, -1.0, 1.0]]
     """
     op = ops.group_norm.bind(groups=groups, eps=eps)
-    return _within_examples(op, lambda x: over_groups(groups), lambda x: check_groups(x, groups))
+    return _within_examples(op, lambda x: over_groups(x, groups), lambda x: check_groups(x, groups))
 
 
 def instance_norm(*, eps: float = 1e-5) -> Layer:
@@ -94,7 +91,7 @@ def instance_norm(*, eps: float = 1e-5) -> Layer:
         [[[-1.0], [1.0]]]
     """
     op = ops.instance_norm.bind(eps=eps)
-    return _within_examples(op, lambda x: over_groups(x.shape[-1]), check_positions)
+    return _within_examples(op, lambda x: over_groups(x, x.shape[-1]), check_positions)
 
 
 def _within_examples(
@@ -218,7 +215,7 @@ def batch_norm(*, decay: float = 0.99, eps: float = 1e-5) -> Layer:
         if training and training != "frozen":
             x, mean, rstd = residuals
             own = Residuals(x, mean, rstd, params["scale"], params["offset"], mask)
-            dx, dscale, doffset = normalization_backward(own, dy, over_batch(mask))
+            dx, dscale, doffset = normalization_backward(own, dy, over_batch(x, mask))
             seen = _moments(own, params["running"], eps)
             return {"scale": dscale, "offset": doffset, "running": seen}, dx
         own, error = _by_running(params, residuals), upcast(dy)

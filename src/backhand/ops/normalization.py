@@ -22,18 +22,16 @@ mask.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from backhand.arrays import last_axis, like_primal, need_mask, reshape_examples, upcast
+from backhand.arrays import last_axis, like_primal, need_mask, upcast
 from backhand.contributions import Total, total
+from backhand.ops.averages import Average, over_batch, over_features, over_groups
 from backhand.ops.settings import integer
 from backhand.protocol import Op, need_floating
-
-Average = Callable[[Array], Array]
 
 
 class Residuals(NamedTuple):
@@ -80,7 +78,7 @@ def layer_norm_forward(
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016.
     """
-    return _normalize("layer_norm", x, scale, offset, over_features, eps)
+    return _normalize("layer_norm", x, scale, offset, over_features(x), eps)
 
 
 def batch_norm_forward(
@@ -114,7 +112,7 @@ def batch_norm_forward(
         Ioffe and Szegedy, "Batch normalization", 2015.
     """
     if mask is None:
-        return _normalize("batch_norm", x, scale, offset, over_batch(None), eps)
+        return _normalize("batch_norm", x, scale, offset, over_batch(x), eps)
     of_lengths = "of lengths it is jnp.arange(T)[None] < lengths[:, None]"
     need_mask("batch_norm", mask, of_lengths)
     if mask.shape != x.shape[:-1]:
@@ -122,7 +120,7 @@ def batch_norm_forward(
             f"batch_norm needs a mask of the shape of x {x.shape} without its features, "
             f"{x.shape[:-1]}, got {mask.shape}"
         )
-    return _normalize("batch_norm", x, scale, offset, over_batch(mask), eps, mask)
+    return _normalize("batch_norm", x, scale, offset, over_batch(x, mask), eps, mask)
 
 
 def group_norm_forward(
@@ -159,7 +157,7 @@ def group_norm_forward(
     """
     need_floating("group_norm", x)
     check_groups(x.shape, groups)
-    return _normalize("group_norm", x, scale, offset, over_groups(groups), eps)
+    return _normalize("group_norm", x, scale, offset, over_groups(x, groups), eps)
 
 
 def instance_norm_forward(
@@ -192,7 +190,7 @@ def instance_norm_forward(
     """
     check_affine("instance_norm", x, scale, offset)
     check_positions(x.shape)
-    return _normalize("instance_norm", x, scale, offset, over_groups(max(1, x.shape[-1])), eps)
+    return _normalize("instance_norm", x, scale, offset, over_groups(x, max(1, x.shape[-1])), eps)
 
 
 def check_positions(shape: tuple[int, ...]) -> None:
@@ -234,7 +232,8 @@ def _normalize(
     check_affine(name, x, scale, offset)
     wide = upcast(x)
     mean = average(_where(mask, wide))
-    rstd = 1 / jnp.sqrt(average(_where(mask, jnp.square(wide - mean))) + eps)
+    # x - mean, used again, XLA on CPU would write to memory first; x + -mean it sums as it goes.
+    rstd = 1 / jnp.sqrt(average(_where(mask, jnp.square(wide + -mean))) + eps)
     residuals = Residuals(x, mean, rstd, scale, offset, mask)
     return affine(residuals.h, scale, offset).astype(x.dtype), residuals
 
@@ -262,29 +261,31 @@ def normalization_backward(
     h, dy, mask = residuals.h, upcast(dy), residuals.mask
     if mask is not None:  # padding may hold anything, NaN too: without an error it adds nothing
         h = jnp.where(mask[..., None] | (dy != 0), h, 0)
-    g = dy * last_axis(residuals.scale.astype(dy.dtype), dy)
-    dx = residuals.rstd * (g - _where(mask, average(g) + h * average(g * h)))
-    return like_primal(dx, residuals.x), Total(dy * h), Total(dy)
+    scale = residuals.scale.astype(dy.dtype)
+    doffset, dscale = average.sums(dy), average.sums(dy * h)
+    means = average.mean(doffset, scale) + h * average.mean(dscale, scale)
+    dx = residuals.rstd * (dy * last_axis(scale, dy) - _where(mask, means))
+    return like_primal(dx, residuals.x), Total(dscale), Total(doffset)
 
 
 def layer_norm_backward(
     residuals: Residuals, dy: Float[Array, "... D"], *, eps: float = 1e-5
 ) -> tuple[Float[Array, "... D"], Float[Array, " D"], Float[Array, " D"]]:
-    dx, dscale, doffset = normalization_backward(residuals, dy, over_features)
+    dx, dscale, doffset = normalization_backward(residuals, dy, over_features(dy))
     return dx, total(dscale, residuals.scale), total(doffset, residuals.offset)
 
 
 def batch_norm_backward(
     residuals: Residuals, dy: Float[Array, "... D"], *, eps: float = 1e-5
 ) -> tuple[Float[Array, "... D"], Float[Array, " D"], Float[Array, " D"], None]:
-    dx, dscale, doffset = normalization_backward(residuals, dy, over_batch(residuals.mask))
+    dx, dscale, doffset = normalization_backward(residuals, dy, over_batch(dy, residuals.mask))
     return dx, total(dscale, residuals.scale), total(doffset, residuals.offset), None
 
 
 def group_norm_backward(
     residuals: Residuals, dy: Float[Array, "B ... D"], *, groups: int, eps: float = 1e-5
 ) -> tuple[Float[Array, "B ... D"], Float[Array, " D"], Float[Array, " D"]]:
-    dx, dscale, doffset = normalization_backward(residuals, dy, over_groups(groups))
+    dx, dscale, doffset = normalization_backward(residuals, dy, over_groups(dy, groups))
     return dx, total(dscale, residuals.scale), total(doffset, residuals.offset)
 
 
@@ -299,44 +300,6 @@ def affine(
 ) -> Float[Array, "... D"]:
     """h scale + offset, in the dtype of h."""
     return h * last_axis(scale.astype(h.dtype), h) + last_axis(offset.astype(h.dtype), h)
-
-
-def over_features(x: Array) -> Array:
-    """The mean over the last axis."""
-    return _mean(x, (x.ndim - 1,))
-
-
-def over_batch(mask: Array | None) -> Average:
-    """The sum over all axes but the last, over the number of positions in the mask."""
-
-    def average(x: Array) -> Array:
-        axes = tuple(range(x.ndim - 1))
-        if mask is None:
-            return _mean(x, axes)
-        return jnp.sum(x, axes, keepdims=True) / jnp.maximum(1, jnp.sum(mask)).astype(x.dtype)
-
-    return average
-
-
-def over_groups(groups: int) -> Average:
-    """The mean over all of an example and each of the groups of its features, for each feature."""
-
-    def average(x: Array) -> Array:
-        """Per feature first, whose sums run along the rows of memory."""
-        each = _mean(x, tuple(range(1, x.ndim - 1)))
-        size = x.shape[-1] // groups
-        if size == 1:
-            return each
-        own = reshape_examples(each, (groups, size))
-        return reshape_examples(jnp.broadcast_to(_mean(own, (2,)), own.shape), each.shape[1:])
-
-    return average
-
-
-def _mean(x: Array, axes: tuple[int, ...]) -> Array:
-    """The mean over `axes`, which stay with length 1; 0 over no elements."""
-    count = math.prod(x.shape[axis] for axis in axes)
-    return jnp.sum(x, axes, keepdims=True) / max(1, count)
 
 
 def _where(mask: Array | None, x: Array) -> Array:

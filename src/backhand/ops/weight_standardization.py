@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from backhand.arrays import like_primal, upcast
-from backhand.ops.normalization import over_batch
+from backhand.ops.averages import over_batch
 from backhand.protocol import Op, need_floating
 
 
@@ -58,16 +58,16 @@ def weight_standardization_forward(
         raise ValueError(
             f"weight_standardization needs w of shape (I, O) or (*kernel, I, O), got {w.shape}"
         )
-    average, wide = over_batch(None), upcast(w)
+    average, wide = over_batch(w), upcast(w)
     mean = average(wide)
-    rstd = 1 / jnp.sqrt(average(jnp.square(wide - mean)) + eps)
+    rstd = 1 / jnp.sqrt(average(jnp.square(wide + -mean)) + eps)
     return ((wide - mean) * rstd).astype(w.dtype), Residuals(w, mean, rstd)
 
 
 def weight_standardization_backward(
     residuals: Residuals, dh: Float[Array, "*inputs O"], *, eps: float = 1e-5
 ) -> Float[Array, "*inputs O"]:
-    average, wide = over_batch(None), upcast(dh)
+    average, wide = over_batch(dh), upcast(dh)
     h = (upcast(residuals.w) - residuals.mean) * residuals.rstd
     dw = residuals.rstd * (wide - average(wide) - h * average(wide * h))
     return like_primal(dw, residuals.w)
