@@ -36,6 +36,10 @@ def test_slots_visit_every_element_of_every_window_and_spread_goes_back(size, wi
     windows = described(size, window, stride, (pads,))
     truth = elements(windows)
     assert windows.outputs == (len(truth),)
+    for first, count, slots in windows.runs[0]:
+        for own in truth[first : first + count]:
+            assert [own[slot] for slot in slots] == [e for e in own if e is not None]
+    assert sum(count for _, count, _ in windows.runs[0]) == len(truth)
     with jax.disable_jit():
         x = padded(jnp.arange(size, dtype=jnp.float32).reshape(1, -1, 1), windows, np.nan)
         seen = over_slots(lambda n, v, all: [*all, v.ravel()], [], x, windows)
