@@ -1,7 +1,7 @@
 """A residual stack that stores no activations: its inputs are rebuilt on the way back."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,17 @@ from backhand.combinators.common import (
 from backhand.protocol import Layer, Static, need_floating, output_shape
 from backhand.visit import Collect, Params, PyTree, Residuals, gradients
 
-Halves = tuple[Array, Array]
+Errors = tuple[Array, Array]
+
+
+class Exact(NamedTuple):
+    """An array near + rest, of twice the digits of its dtype."""
+
+    near: Array
+    rest: Array
+
+
+Halves = tuple[Exact, Exact]
 
 
 def reversible(f: Layer, g: Layer, depth: int) -> Layer:
@@ -41,18 +51,15 @@ def reversible(f: Layer, g: Layer, depth: int) -> Layer:
     branch draws the same mask both times. What a branch computes must not depend on anything but
     its arguments.
 
-    Rebuilding rounds. The halves are carried in at least float32 from first to last step, and cast
-    to the dtype of x where a branch reads them. Of blocks of normalization and MLP in bfloat16, the
-    gradient is off from the float64 truth by 0.9, 1.0 and 1.2% at depth 8, 16 and 32, where storing
-    everything gives 0.9, 1.1 and 1.3%; carried in bfloat16 it would drift to 1.8, 3.4 and 6.7%. In
-    float32 it is off by 0.9e-6, 1.4e-6 and 2.4e-6, where storing gives 0.6e-6, 0.8e-6 and 0.9e-6.
-    `drift` in tests/combinators/test_reversible.py measures it.
-
-    Subtraction magnifies rounding by as much as a branch's output is larger than the half that it
-    is added to: around a gated MLP whose outputs are 200 times its inputs, the float32 gradient of
-    x is off by 6e-5 at depth 3, where storing gives 5e-7. Keep branches normalized or bounded, and
-    x of their scale: an embedding begins with numbers of about 0.02, where normalized branches add
-    numbers of about 1. A norm after it, or its `initializer` of deviation 1, mends that.
+    Rebuilding does not drift. Each half is carried, from first to last step, in at least float32
+    and beside it what rounding took from it, so that a sum can be taken back exactly; it is cast to
+    the dtype of x where a branch reads it. What is saved is the output twice over. Of blocks of
+    normalization and MLP the gradient is off from the float64 truth by 2.5e-7, 3.1e-7, 4.1e-7 and
+    5.5e-7 in float32 at depth 8, 16, 32 and 128, where storing everything gives 2.5e-7, 3.4e-7,
+    4.1e-7 and 7.0e-7, and plain subtraction 4.0e-7, 8.1e-7, 2.0e-6 and 1.0e-5. In bfloat16 it is
+    off by 1.0, 1.2, 1.5 and 2.2%, where storing gives 1.0, 1.3, 1.7 and 2.2%. `drift` in
+    tests/combinators/test_reversible.py measures it. A branch may be unbounded, too: of gated MLPs
+    whose outputs are 4,000 times their inputs the gradient is off by 2e-6, not by 5e-3.
 
     Parameters: "f" and "g", each those of its layer stacked on a leading axis, as in `repeat`.
 
@@ -122,12 +129,13 @@ def reversible(f: Layer, g: Layer, depth: int) -> Layer:
         def step(halves: Halves, own: tuple[Params, Array | None]) -> tuple[Halves, None]:
             (x1, x2), (params, key) = halves, own
             side_ = with_key(side, key)
-            y1 = x1 + branch(0, params, x2.astype(dtype), side_)[0]
-            y2 = x2 + branch(1, params, y1.astype(dtype), side_)[0]
+            y1 = _plus(x1, branch(0, params, x2.near.astype(dtype), side_)[0])
+            y2 = _plus(x2, branch(1, params, y1.near.astype(dtype), side_)[0])
             return (y1, y2), None
 
-        halves, _ = lax.scan(step, _split(upcast(x)), (params, keys), length=depth)
-        return _join(halves).astype(dtype), (halves, Static(dtype))
+        x1, x2 = (Exact(half, jnp.zeros_like(half)) for half in _split(upcast(x)))
+        halves, _ = lax.scan(step, (x1, x2), (params, keys), length=depth)
+        return _join([half.near for half in halves]).astype(dtype), (halves, Static(dtype))
 
     def backward(
         params: Params,
@@ -138,17 +146,18 @@ def reversible(f: Layer, g: Layer, depth: int) -> Layer:
     ) -> tuple[PyTree, Array]:
         halves, dtype = residuals[0], residuals[1].value
         keys = keys_of(side, depth)
-        error = jax.tree.map(jnp.zeros_like, halves) if dy is None else _split(upcast(dy))
+        zero = jnp.zeros_like(halves[0].near)
+        error = (zero, zero) if dy is None else _split(upcast(dy))
 
-        def step(carry: tuple[Halves, Halves], own: Any) -> tuple[tuple[Halves, Halves], PyTree]:
+        def step(carry: tuple[Halves, Errors], own: Any) -> tuple[tuple[Halves, Errors], PyTree]:
             ((y1, y2), (dy1, dy2)), (params, key) = carry, own
             side_ = with_key(side, key)
-            z, saved = branch(1, params, y1.astype(dtype), side_)
+            z, saved = branch(1, params, y1.near.astype(dtype), side_)
             of_g, error = back(1, params, saved, dy2.astype(dtype), collect, side_)
-            x2, dx1 = y2 - z, add_errors(dy1, error)
-            z, saved = branch(0, params, x2.astype(dtype), side_)
+            x2, dx1 = _plus(y2, -z), add_errors(dy1, error)
+            z, saved = branch(0, params, x2.near.astype(dtype), side_)
             of_f, error = back(0, params, saved, dx1.astype(dtype), collect, side_)
-            x1, dx2 = y1 - z, add_errors(dy2, error)
+            x1, dx2 = _plus(y1, -z), add_errors(dy2, error)
             return ((x1, x2), (dx1, dx2)), {"f": of_f, "g": of_g}
 
         start, each = (halves, error), (params, keys)
@@ -173,11 +182,20 @@ def _half(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*x.shape[:-1], x.shape[-1] // 2), x.dtype)
 
 
-def _split(x: Array) -> Halves:
+def _plus(half: Exact, z: Array) -> Exact:
+    """half + z, by Knuth's exact sum of two numbers; infinity has no rest."""
+    near = half.near + z
+    part = near - half.near
+    rest = (half.near - (near - part)) + (z - part) + half.rest
+    total, finite = near + rest, jnp.isfinite(near)
+    return Exact(jnp.where(finite, total, near), jnp.where(finite, rest - (total - near), 0))
+
+
+def _split(x: Array) -> Errors:
     """The halves of the last axis."""
     middle = x.shape[-1] // 2
     return x[..., :middle], x[..., middle:]
 
 
-def _join(halves: Halves) -> Array:
+def _join(halves: Sequence[Array]) -> Array:
     return jnp.concatenate(halves, -1)
