@@ -140,26 +140,29 @@ def gelu_forward(x: X, *, approximate: bool = False) -> tuple[X, X]:
         Hendrycks and Gimpel, "Gaussian error linear units (GELUs)", 2016.
     """
     need_floating("gelu", x)
-    return x * _normal_distribution(x, approximate), x
+    half = 0.5 * upcast(x)
+    return (half + half * _erf(upcast(x), approximate)).astype(x.dtype), x
 
 
 def gelu_backward(x: X, dy: X, *, approximate: bool = False) -> X:
-    wide = upcast(x)
+    wide, half = upcast(x), 0.5 * upcast(dy)
+    e = _erf(wide, approximate)
     if approximate:
-        t = jnp.tanh(_SQRT_2_OVER_PI * (wide + _CUBIC * wide**3))
         du = _SQRT_2_OVER_PI * (1 + 3 * _CUBIC * wide**2)
-        slope = 0.5 * (1 + t) + 0.5 * wide * (1 - t) * (1 + t) * du
+        rest = wide * (1 - e) * (1 + e) * du
     else:
-        density = jnp.exp(-0.5 * wide**2) * (_SQRT_2_OVER_PI / 2)
-        slope = _normal_distribution(wide, approximate) + wide * density
-    return dy * slope.astype(dy.dtype)
+        rest = wide * jnp.exp(-0.5 * wide**2) * _SQRT_2_OVER_PI
+    return (half + half * (e + rest)).astype(dy.dtype)
 
 
-def _normal_distribution(x: Array, approximate: bool) -> Array:
-    """Phi(x): its exact form by erf, or the approximate one by tanh."""
+def _erf(x: Array, approximate: bool) -> Array:
+    """2 Phi(x) - 1: exactly by erf, or approximately by tanh.
+
+    A half and a half of it round less than Phi(x), which is a sum already.
+    """
     if approximate:
-        return 0.5 * (1 + jnp.tanh(_SQRT_2_OVER_PI * (x + _CUBIC * x**3)))
-    return 0.5 * (1 + erf(_SQRT_HALF * x))
+        return jnp.tanh(_SQRT_2_OVER_PI * (x + _CUBIC * x**3))
+    return erf(_SQRT_HALF * x)
 
 
 def gelu_reference(x: Array, *, approximate: bool = False) -> Array:
