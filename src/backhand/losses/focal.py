@@ -7,7 +7,7 @@ With p the probability of the truth, its logarithm is weighed by how much is mis
 and g = 0 is the cross-entropy. For two classes 1 - p is q = t (1 - s) + (1 - t) s, with s the
 sigmoid of the logit, so that soft targets have a loss too; c is their cross-entropy:
 
-    l = a q^g c        dx = a q^g ((s - t) + g c (1 - 2 t) s (1 - s) / q)
+    l = a q^g c        dx = a (q^g (s - t) + g q^(g - 1) c (1 - 2 t) s (1 - s))
 """
 
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ def sigmoid_focal_forward(
     """
     _check("sigmoid_focal", gamma, alpha)
     x, t = pair("sigmoid_focal", logits, targets)
-    q, c, a, _ = _sigmoid_parts(x, t, alpha)
+    q, c, a, *_ = _sigmoid_parts(x, t, alpha)
     losses = a * _power(q, gamma) * c
     return weighted_sum("sigmoid_focal", losses, weights), (logits, targets, weights)
 
@@ -87,28 +87,30 @@ def sigmoid_focal_backward(
 ) -> Errors:
     logits, targets, weights = residuals
     x, t = pair("", logits, targets)
-    q, c, a, s = _sigmoid_parts(x, t, alpha)
+    q, c, a, s, other = _sigmoid_parts(x, t, alpha)
     f = _power(q, gamma)
     dlosses, dweights = weighted_sum_backward(a * f * c, weights, dy)
-    dx, dt = s - t, -x
+    dx, dt = f * (s - t), -f * x
     if gamma:
-        over = gamma * c * jnp.where(q == 0, 0, 1 / jnp.where(q == 0, 1, q))
-        dx = dx + over * (1 - 2 * t) * s * jax.lax.logistic(-x)
-        dt = dt + over * (1 - 2 * s)
-    dt = a * f * dt + (0.0 if alpha is None else (2 * alpha - 1) * f * c)
+        df = gamma * _power(q, gamma - 1) * c
+        dx = dx + df * ((1 - 2 * t) * (s * other))
+        dt = dt + df * (1 - 2 * s)
+    dx, dt = a * dx, a * dt + (0.0 if alpha is None else (2 * alpha - 1) * f * c)
     return (
-        like_primal(masked(dlosses, a * f * dx), logits),
+        like_primal(masked(dlosses, dx), logits),
         target_error(masked(dlosses, dt), targets),
         dweights,
     )
 
 
-def _sigmoid_parts(x: Array, t: Array, alpha: float | None) -> tuple[Array, Array, Any, Array]:
-    """What is missing, the cross-entropy, the weight of the class, and the sigmoid."""
-    s = jax.lax.logistic(x)
-    q = t * jax.lax.logistic(-x) + (1 - t) * s
+def _sigmoid_parts(
+    x: Array, t: Array, alpha: float | None
+) -> tuple[Array, Array, Any, Array, Array]:
+    """What is missing, the cross-entropy, the weight of the class, the sigmoid, and 1 - sigmoid."""
+    s, other = jax.lax.logistic(x), jax.lax.logistic(-x)
+    q = t * other + (1 - t) * s
     c = jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return q, c, 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t), s
+    return q, c, 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t), s, other
 
 
 def sigmoid_focal_reference(
