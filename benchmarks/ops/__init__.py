@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.ops.case import Case
 
-APART = ("__main__", "case", "peer", "table")
+APART = ("__main__", "case", "errors", "peer", "table")
 """The modules that have no cases."""
 
 

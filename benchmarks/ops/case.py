@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from benchmarks.measure import in_turns, memory_ratio, temporary
+from benchmarks.ops.errors import both_ways, draw, errors
 from benchmarks.ops.peer import Prepare, peers
 
 SAMPLES, SECONDS = 11, 0.05
@@ -55,8 +56,10 @@ class Row:
         time_ratio: the median of pairs of times.
         time_low, time_high: its quartiles.
         memory_ratio: of temporary memory; None where theirs needs none and ours some.
-        error, autodiff_error: of output and gradients against float64, the largest in an array
-            over its largest element, ours and theirs.
+        error, autodiff_error: of output and gradients against float64, ours and theirs: the
+            largest of an array over its largest element, of the worst array.
+        rms_error, autodiff_rms_error: the root mean square of the errors of an array over that of
+            its elements, of the worst array.
         milliseconds, megabytes: ours and theirs.
         torch_time_ratio: our time over PyTorch's, where it has the op and is installed.
         torch_layout: which of its layouts that is, the fastest.
@@ -73,6 +76,8 @@ class Row:
     memory_ratio: float | None
     error: float
     autodiff_error: float
+    rms_error: float
+    autodiff_rms_error: float
     milliseconds: tuple[float, float]
     megabytes: tuple[float, float]
     torch_time_ratio: float | None = None
@@ -113,73 +118,16 @@ def summed(losses_of: Callable[..., Array]) -> Callable[..., tuple[Array, Array]
     return run
 
 
-# Both ways ----------------------------------------------------------------------------------------
-
-
-def is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def both_ways(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`(dy, *arguments) -> (y, cotangents of what is floating point)`."""
-
-    def run(dy: Any, *arguments: Any) -> Any:
-        leaves, structure = jax.tree.flatten(arguments)
-        where = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
-
-        def of_floating(*given: Any) -> Any:
-            known = dict(zip(where, given, strict=True))
-            own = [known.get(i, leaf) for i, leaf in enumerate(leaves)]
-            return function(*structure.unflatten(own))
-
-        y, pull = jax.vjp(of_floating, *(leaves[i] for i in where))
-        return y, pull(dy)
-
-    return run
-
-
-def error_of(case: Case, arguments: tuple[Any, ...]) -> Any:
-    """A random error of the output, the same on both sides."""
-    leaves, structure = jax.tree.flatten(jax.eval_shape(case.theirs, *arguments))
-    rng = np.random.default_rng(7)
-    return structure.unflatten([jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in leaves])
-
-
-def relative_error(ours: Any, truth: Any) -> float:
-    """The largest difference in a leaf over the largest element of it."""
-    worst = 0.0
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(truth), strict=True):
-        exact = np.asarray(b, np.float64)
-        scale = np.abs(exact).max(initial=0) or 1.0
-        worst = max(worst, float(np.abs(np.asarray(a, np.float64) - exact).max(initial=0) / scale))
-    return worst
-
-
-def in_float64(function: Callable[..., Any], dy: Any, arguments: tuple[Any, ...]) -> Any:
-    """Both ways of a function on the same numbers in float64."""
-
-    def wide(leaf: Any) -> Any:
-        return np.asarray(leaf).astype(np.float64) if is_floating(leaf) else leaf
-
-    with jax.enable_x64(True):
-        result = jax.jit(both_ways(function))(*jax.tree.map(wide, (dy, *arguments)))
-        return jax.tree.map(np.asarray, result)
+# Measuring ----------------------------------------------------------------------------------------
 
 
 def measure(case: Case, date: str, samples: int = SAMPLES, seconds: float = SECONDS) -> Row:
     """Times, sizes and errors of one case."""
     arguments = case.make()
-    dy = error_of(case, arguments)
-    given = (dy, *arguments)
-    sides = [jax.jit(both_ways(f)).lower(*given).compile() for f in (case.ours, case.theirs)]
+    given = draw(case.theirs, arguments, 0)
+    sides = compiled(case, given)
     timing = in_turns(*sides, *given, samples=samples, seconds=seconds)
     ours, theirs = (temporary(side) for side in sides)
-    truth = in_float64(case.theirs, dy, arguments)
-    autodiff_error = relative_error(sides[1](*given), truth)
-    if case.reference is not None:
-        truth = in_float64(case.reference, dy, arguments)
-    error = relative_error(sides[0](*given), truth)
-    del truth
     ran = functools.partial(in_turns, lambda: jax.block_until_ready(sides[0](*given)))
     ratios = {
         peer.layout: ran(peer.run, samples=samples, seconds=seconds).ratio
@@ -192,8 +140,7 @@ def measure(case: Case, date: str, samples: int = SAMPLES, seconds: float = SECO
         time_low=timing.low,
         time_high=timing.high,
         memory_ratio=memory_ratio(ours, theirs),
-        error=error,
-        autodiff_error=autodiff_error,
+        **errors_of(case, arguments, sides),
         milliseconds=timing.milliseconds,
         megabytes=(ours / 1e6, theirs / 1e6),
         torch_time_ratio=ratios[by_speed[0]] if ratios else None,
@@ -201,3 +148,28 @@ def measure(case: Case, date: str, samples: int = SAMPLES, seconds: float = SECO
         torch_others={layout: ratios[layout] for layout in by_speed[1:]},
         date=date,
     )
+
+
+def compiled(case: Case, given: tuple[Any, ...]) -> list[jax.stages.Compiled]:
+    """Both ways of ours and of theirs."""
+    return [jax.jit(both_ways(f)).lower(*given).compile() for f in (case.ours, case.theirs)]
+
+
+def errors_of(
+    case: Case, arguments: tuple[Any, ...], sides: Sequence[Callable[..., Any]]
+) -> dict[str, float]:
+    """The errors of a row."""
+    ours, theirs = errors(sides, case.theirs, arguments)
+    if case.reference is not None:
+        (ours,) = errors(sides[:1], case.reference, arguments)
+    return {
+        **{"error": ours[0], "autodiff_error": theirs[0]},
+        **{"rms_error": ours[1], "autodiff_rms_error": theirs[1]},
+    }
+
+
+def with_errors(row: Row, case: Case) -> Row:
+    """A row with its errors measured again."""
+    arguments = case.make()
+    sides = compiled(case, draw(case.theirs, arguments, 0))
+    return dataclasses.replace(row, **errors_of(case, arguments, sides))

@@ -12,7 +12,7 @@ import pytest
 import backhand as bh
 from benchmarks.ops import __main__ as command
 from benchmarks.ops import cases
-from benchmarks.ops.case import Case, Row, measure, normal
+from benchmarks.ops.case import Case, Row, measure, normal, with_errors
 from benchmarks.ops.peer import Peer
 from benchmarks.ops.table import line, merged, read, summary
 from benchmarks.report import write
@@ -35,7 +35,7 @@ IN_ANOTHER_ROW = {
 }
 """Layers and combinators without a row of their own, and the row whose case has their work."""
 
-ROW = Row("relu", "4 x 4", "float32", 0.5, 0.4, 0.6, 1.0, 1e-7, 1e-7, (1.0, 2.0), (0.0, 0.0))
+ROW = Row("relu", "4 x 4", "float32", 0.5, 0.4, 0.6, 1.0, *[1e-7] * 4, (1.0, 2.0), (0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,8 @@ def test_a_row_of_the_benchmark():
     assert row.name == ("tanh", "8", "float32")
     assert row.time_low <= row.time_ratio <= row.time_high
     assert row.memory_ratio == 1.0
-    assert max(row.error, row.autodiff_error) < 1e-6
+    assert 0 < row.rms_error < row.error < 1e-6
+    assert 0 < row.autodiff_rms_error < row.autodiff_error < 1e-6
     assert row.torch_time_ratio is None
 
 
@@ -93,7 +94,10 @@ def test_the_fastest_layout_of_pytorch_is_the_one_that_counts(monkeypatch):
 def test_a_wrong_reverse_has_a_large_error():
     tanh = bh.ops.tanh
     wrong = bh.Op("tanh", tanh.forward, lambda y, dy: dy * (1 - y), tanh.reference)
-    assert measure(small(wrong), "", samples=1, seconds=0).error > 0.1
+    row = measure(small(wrong), "", samples=1, seconds=0)
+    assert min(row.error, row.rms_error) > 0.1 and row.autodiff_error < 1e-6
+    again = with_errors(dataclasses.replace(row, error=0.0), small())
+    assert again.error < 1e-6 and again.time_ratio == row.time_ratio
 
 
 def test_only_floating_leaves_of_the_arguments_are_differentiated():
@@ -108,7 +112,9 @@ def lookup(tree):
 
 def test_the_summary_names_the_rows_that_lose():
     slow = dataclasses.replace(ROW, op="slow", time_ratio=1.2, torch_time_ratio=3.0)
-    wide = dataclasses.replace(ROW, op="wide", memory_ratio=None, torch_time_ratio=0.5, error=3e-7)
+    wide = dataclasses.replace(
+        ROW, op="wide", memory_ratio=None, torch_time_ratio=0.5, rms_error=3e-7
+    )
     lines = summary([ROW, slow, wide]).splitlines()
     assert lines == [
         "- 3 rows.",
@@ -116,8 +122,9 @@ def test_the_summary_names_the_rows_that_lose():
         "  - slow, 4 x 4, float32 (1.20)",
         "- Above 1.05 in memory: 1 of 3.",
         "  - wide, 4 x 4, float32 (∞)",
-        "- Above 1.05 in error: 1 of 3.",
+        "- Above 1.05 in root mean square error: 1 of 3.",
         "  - wide, 4 x 4, float32 (3.00)",
+        "- Of the largest errors 0 are above 1.05 of autodiff's, 0 are below it by as much.",
         "- Above 1.05 in time against PyTorch: 1 of 2.",
         "  - slow, 4 x 4, float32 (3.00)",
     ]
@@ -167,5 +174,6 @@ def test_a_table_is_refreshed_op_by_op(tmp_path, monkeypatch):
     assert measured == ["tanh"]
     assert run("--only", "^relu", "--update", file) == ["tanh", "relu"]
     assert measured == ["relu"]
+    assert run("--update", file, "--errors") == ["tanh", "relu"] and not measured
     text = markdown.read_text(encoding="utf-8")
     assert text.startswith("# ") and "- 2 rows." in text and "| relu | 8 |" in text
