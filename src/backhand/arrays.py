@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.typing import DTypeLike
@@ -43,6 +44,17 @@ def number(what: str, value: Any) -> float:
     except TypeError:
         pass
     raise TypeError(f"{what} must be a number, got {value!r}")
+
+
+def flag(what: str, value: Any) -> bool:
+    """The value as a bool.
+
+    Raises:
+        TypeError: if it is neither True nor False: text is true, "no" as well.
+    """
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise TypeError(f"{what} must be True or False, got {value!r}")
 
 
 def whole_number(what: str, value: Any) -> int:

@@ -60,3 +60,5 @@ def test_dropout_says_what_it_needs(unchecked, nothing_compiles):
             run(x)
         with pytest.raises(TypeError, match="no side input 'trainning'; did you mean 'training'"):
             run(x, trainning=True)
+        with pytest.raises(TypeError, match="dropout's training must be True or False, got 'eval'"):
+            run(x, training="eval")

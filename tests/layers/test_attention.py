@@ -148,6 +148,8 @@ def test_sizes_that_do_not_agree_are_refused(unchecked):
         bh.multi_head_attention(2, rotary=True)
     with pytest.raises(TypeError, match="multi_head_attention's scale must be a number, got 'a'"):
         bh.multi_head_attention(2, scale="a")
+    with pytest.raises(TypeError, match="multi_head_attention's causal must be True or False"):
+        bh.multi_head_attention(2, causal="no")
     key, x = jax.random.key(0), jnp.ones((2, 3, 6))
     for message, layer, given in (
         ("features divisible by its 4 heads, got 6", bh.multi_head_attention(4), x),

@@ -193,7 +193,7 @@ def test_layer_norm_looks_at_one_position_alone(x64):
     assert_close(layer(params, 7 + 1e3 * x), y, 1e-10)
 
 
-def test_what_cannot_be_normalized_is_refused(nothing_compiles):
+def test_what_cannot_be_normalized_is_refused(unchecked, nothing_compiles):
     key = jax.random.key(0)
     with nothing_compiles():
         with pytest.raises(ValueError, match=r"decay in \[0, 1\], got 1.5"):
@@ -205,6 +205,9 @@ def test_what_cannot_be_normalized_is_refused(nothing_compiles):
                 jax.eval_shape(layer.init, key, jax.ShapeDtypeStruct((2, 3), "int32"))
         with pytest.raises(ValueError, match=r"one axis of positions, got \(2, 3\)"):
             jax.eval_shape(bh.instance_norm().init, key, jax.ShapeDtypeStruct((2, 3), "float32"))
+        params = {"scale": jnp.ones(3), "offset": jnp.zeros(3)}
+        with pytest.raises(TypeError, match="training must be True or False, got 'no'"):
+            bh.batch_norm()(params, jnp.zeros((2, 3)), training="no")
         with pytest.raises(TypeError, match="needs the side input 'training'"):
             jax.eval_shape(
                 lambda key: bh.batch_norm()(bh.batch_norm().init(key, jnp.zeros((2, 3))), 0.0), key

@@ -78,3 +78,5 @@ def test_what_does_not_fit_is_refused(unchecked):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    with pytest.raises(TypeError, match="info_nce's symmetric must be True or False, got 3"):
+        jax.eval_shape(NCE.bind(symmetric=3), x, x)

@@ -4,6 +4,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from backhand import ops
+from backhand.arrays import flag
 from backhand.ops.dropout import check_rate
 from backhand.protocol import Layer, Training, as_layer, check_key, layer, need_floating
 from backhand.visit import Params, Residuals
@@ -159,7 +160,7 @@ def dropout(rate: float) -> Layer:
 
     def dropped(x: Array, training: Training, key: Array | None) -> Array:
         need_floating("dropout", x)
-        if not training:
+        if training != "frozen" and not flag("dropout's training", training):
             return x
         if key is None:
             raise ValueError(

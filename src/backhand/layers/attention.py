@@ -8,7 +8,7 @@ from jax import Array
 from jax.nn.initializers import Initializer, lecun_normal
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype, number, reshape_examples, whole_number
+from backhand.arrays import accumulation_dtype, flag, number, reshape_examples, whole_number
 from backhand.layers.dense import linear, linear_uses
 from backhand.ops.linear import linear_dx
 from backhand.ops.rotary import check_base
@@ -89,7 +89,7 @@ def multi_head_attention(
         check_base(NAME, rotary)
     make = lecun_normal() if initializer is None else initializer
     how: dict[str, Any] = {
-        "causal": causal,
+        "causal": flag(f"{NAME}'s causal", causal),
         "window": window,
         "scale": scale,
         "soft_cap": soft_cap,

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype, last_axis, like_primal, upcast
+from backhand.arrays import accumulation_dtype, flag, last_axis, like_primal, upcast
 from backhand.contributions import Moments, Running, Total
 from backhand.ops.averages import Average, over_batch, over_features, over_groups
 from backhand.ops.normalization import (
@@ -181,6 +181,9 @@ def batch_norm(*, decay: float = 0.99, eps: float = 1e-5) -> Layer:
     if not 0 <= decay <= 1:
         raise ValueError(f"batch_norm needs a decay in [0, 1], got {decay}")
 
+    def by_its_own(training: Training) -> bool:
+        return training != "frozen" and flag("batch_norm's training", training)
+
     def init(key: Array, x: jax.ShapeDtypeStruct) -> Params:
         params = _init("batch_norm", x)
         running = Running(jnp.zeros_like(params["offset"]), jnp.ones_like(params["scale"]), decay)
@@ -191,7 +194,7 @@ def batch_norm(*, decay: float = 0.99, eps: float = 1e-5) -> Layer:
     ) -> tuple[Array, PyTree]:
         need_floating("batch_norm", x)
         scale, offset = params["scale"], params["offset"]
-        if training and training != "frozen":
+        if by_its_own(training):
             y, residuals = ops.batch_norm.forward(x, scale, offset, mask, eps=eps)
             return y, (x, residuals.mean, residuals.rstd)
         own = _by_running(params, x)
@@ -212,7 +215,7 @@ def batch_norm(*, decay: float = 0.99, eps: float = 1e-5) -> Layer:
         training: Training,
         mask: Array | None = None,
     ) -> tuple[PyTree, Array]:
-        if training and training != "frozen":
+        if by_its_own(training):
             x, mean, rstd = residuals
             own = Residuals(x, mean, rstd, params["scale"], params["offset"], mask)
             dx, dscale, doffset = normalization_backward(own, dy, over_batch(x, mask))

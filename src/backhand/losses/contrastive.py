@@ -21,6 +21,7 @@ from backhand.arrays import (
     by_batch,
     contract,
     explicit_sharding,
+    flag,
     like_primal,
     product,
     upcast,
@@ -85,6 +86,7 @@ def info_nce_forward(
         van den Oord et al., "Contrastive predictive coding", 2018.
         Radford et al., "CLIP", 2021.
     """
+    flag("info_nce's symmetric", symmetric)
     if not temperature > 0:
         raise ValueError(f"info_nce needs a temperature above 0, got {temperature}")
     need_floating("info_nce", queries, "queries")

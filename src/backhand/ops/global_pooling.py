@@ -5,6 +5,9 @@ Global average: y = sum_p x_p / n over all positions p, so dx_p = dy / n. Nothin
 Global maximum: y = max_p x_p; all of the error goes to the first position that has it. The number
 of that position is saved, one for each channel.
 
+Under a mask the positions are those where it is true, and n is their number. Padding may hold
+anything, and has no error. Where there is no position, y = 0.
+
 Adaptive average: axis by axis y = A x, where row i of the matrix A (S, L) averages the elements
 from floor(i L / S) up to ceil((i + 1) L / S), so that S parts cover an axis of any length L >= S
 evenly, one overlapping the next by at most an element. Then dx = A^T dy, in the reverse order.
@@ -20,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from backhand.arrays import explicit_sharding, upcast
+from backhand.arrays import explicit_sharding, need_mask, upcast
 from backhand.ops.pooling import average_pool
 from backhand.ops.pooling_windows import PoolingWindows
 from backhand.ops.settings import PerAxis, per_axis
@@ -33,35 +36,62 @@ SMALL = 1 << 16
 memory of a product for each axis."""
 
 
+class Mean(NamedTuple):
+    """The spatial sizes, and which positions count."""
+
+    sizes: Static
+    mask: Bool[Array, "B *spatial"] | None
+
+
 def global_average_pool_forward(
-    x: Float[Array, "B *spatial C"],
-) -> tuple[Float[Array, "B C"], Static]:
+    x: Float[Array, "B *spatial C"], mask: Bool[Array, "B *spatial"] | None = None
+) -> tuple[Float[Array, "B C"], Mean]:
     """The mean over all spatial axes, in at least float32: (B, C).
 
+    Args:
+        x: inputs (B, *spatial, C).
+        mask: (B, *spatial), true where x is no padding; None for everywhere.
+
     Raises:
-        TypeError: if x is not floating point.
-        ValueError: if x has no spatial axis, or nothing along one.
+        TypeError: if x is not floating point, or the mask not boolean.
+        ValueError: if x has no spatial axis, or nothing along one; for a mask of another shape.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp
         >>> bh.ops.global_average_pool(jnp.ones((2, 8, 8, 3))).shape
         (2, 3)
+        >>> x, mask = jnp.arange(4.0).reshape(1, 4, 1), jnp.array([[True, True, False, False]])
+        >>> bh.ops.global_average_pool(x, mask).tolist()
+        [[0.5]]
     """
-    axes = _spatial("global_average_pool", x)
-    mean = jnp.sum(upcast(x), axes) / math.prod(x.shape[1:-1])
-    return mean.astype(x.dtype), Static(x.shape[1:-1])
+    axes = _spatial("global_average_pool", x, mask)
+    residuals = Mean(Static(x.shape[1:-1]), mask)
+    total = jnp.sum(_where(mask, upcast(x), 0), axes)
+    return (total / _count(residuals, total)).astype(x.dtype), residuals
 
 
 def global_average_pool_backward(
-    residuals: Static, dy: Float[Array, "B C"]
-) -> Float[Array, "B *spatial C"]:
-    sizes = residuals.value
-    each = (upcast(dy) / math.prod(sizes)).astype(dy.dtype)
-    return _over(each, sizes)
+    residuals: Mean, dy: Float[Array, "B C"]
+) -> tuple[Float[Array, "B *spatial C"], None]:
+    each = (upcast(dy) / _count(residuals, upcast(dy))).astype(dy.dtype)
+    return _where(residuals.mask, _over(each, residuals.sizes.value), 0), None
 
 
-def global_average_pool_reference(x: Array) -> Array:
-    return jnp.mean(upcast(x), tuple(range(1, x.ndim - 1))).astype(x.dtype)
+def _count(residuals: Mean, like: Array) -> int | Float[Array, "B 1"]:
+    """How many positions a mean is over, as a number like those that it divides."""
+    if residuals.mask is None:
+        return math.prod(residuals.sizes.value)
+    axes = tuple(range(1, residuals.mask.ndim))
+    count = jnp.maximum(1, jnp.sum(residuals.mask, axes, dtype=jnp.int32))
+    return count.astype(like.dtype)[:, None]
+
+
+def global_average_pool_reference(x: Array, mask: Array | None = None) -> Array:
+    axes, there = tuple(range(1, x.ndim - 1)), None if mask is None else mask[..., None]
+    if there is None:
+        return jnp.mean(upcast(x), axes).astype(x.dtype)
+    mean = jnp.mean(upcast(x), axes, where=there)
+    return jnp.where(jnp.any(there, axes), mean, 0).astype(x.dtype)
 
 
 global_average_pool = Op(
@@ -80,13 +110,17 @@ class First(NamedTuple):
 
 
 def global_max_pool_forward(
-    x: Float[Array, "B *spatial C"],
+    x: Float[Array, "B *spatial C"], mask: Bool[Array, "B *spatial"] | None = None
 ) -> tuple[Float[Array, "B C"], First]:
     """The maximum over all spatial axes: (B, C). The first of equals gets the error; NaN wins.
 
+    Args:
+        x: inputs (B, *spatial, C).
+        mask: (B, *spatial), true where x is no padding; None for everywhere.
+
     Raises:
-        TypeError: if x is not floating point.
-        ValueError: if x has no spatial axis, or nothing along one.
+        TypeError: if x is not floating point, or the mask not boolean.
+        ValueError: if x has no spatial axis, or nothing along one; for a mask of another shape.
 
     Example:
         >>> import backhand as bh, jax.numpy as jnp
@@ -94,31 +128,35 @@ def global_max_pool_forward(
         >>> bh.ops.global_max_pool(x).tolist()
         [[5.0]]
     """
-    axes = _spatial("global_max_pool", x)
+    axes = _spatial("global_max_pool", x, mask)
     sizes = x.shape[1:-1]
-    y = jnp.max(x, axes)
-    won = (x == _over(y, sizes)) | (x != x)
+    y = jnp.max(_where(mask, x, -jnp.inf), axes)
+    won = _where(mask, (x == _over(y, sizes)) | (x != x), False)
     # The first is the one with the most positions from it to the end. XLA on CPU reduces floats in
     # half the time of integers; up to 2^24 they are as exact.
     count = math.prod(sizes)
     counted = jnp.float32 if count <= 2**24 else jnp.int32
     to_the_end = jnp.where(won, count - _positions(sizes).astype(counted), 0)
     first = count - jnp.max(to_the_end, axes).astype(jnp.int32)
+    if mask is not None:  # of nothing, the first is past the end, where no error arrives
+        y = jnp.where(first < count, y, 0)
     return y, First(first, Static(sizes))
 
 
 def global_max_pool_backward(
     residuals: First, dy: Float[Array, "B C"]
-) -> Float[Array, "B *spatial C"]:
+) -> tuple[Float[Array, "B *spatial C"], None]:
     sizes = residuals.sizes.value
     won = _over(residuals.position, sizes) == _positions(sizes)
-    return jnp.where(won, _over(dy, sizes), 0)
+    return jnp.where(won, _over(dy, sizes), 0), None
 
 
-def global_max_pool_reference(x: Array) -> Array:
-    whole = (1, *x.shape[1:-1], 1)
-    y = lax.reduce_window(x, -jnp.inf, lax.max, whole, (1,) * x.ndim, "VALID")
-    return y.reshape(x.shape[0], x.shape[-1])
+def global_max_pool_reference(x: Array, mask: Array | None = None) -> Array:
+    whole, axes = (1, *x.shape[1:-1], 1), tuple(range(1, x.ndim - 1))
+    there = jnp.ones(x.shape, bool) if mask is None else mask[..., None]
+    seen = jnp.where(there, x, -jnp.inf)
+    y = lax.reduce_window(seen, -jnp.inf, lax.max, whole, (1,) * x.ndim, "VALID")
+    return jnp.where(jnp.any(there, axes), y.reshape(x.shape[0], x.shape[-1]), 0)
 
 
 global_max_pool = Op(
@@ -232,12 +270,12 @@ adaptive_average_pool = Op(
 )
 
 
-def _spatial(name: str, x: Array) -> tuple[int, ...]:
+def _spatial(name: str, x: Array, mask: Array | None = None) -> tuple[int, ...]:
     """The spatial axes.
 
     Raises:
-        TypeError: if x is not floating point.
-        ValueError: if there is none, or nothing along one.
+        TypeError: if x is not floating point, or the mask not boolean.
+        ValueError: if there is none, or nothing along one; for a mask of another shape.
     """
     need_floating(name, x)
     if x.ndim < 3 or 0 in x.shape[1:-1]:
@@ -245,7 +283,19 @@ def _spatial(name: str, x: Array) -> tuple[int, ...]:
             f"{name} needs x of shape (B, *spatial, C) with at least one spatial axis and "
             f"something along each, got {x.shape}; add a missing channel axis with x[..., None]"
         )
+    if mask is not None:
+        need_mask(name, mask)
+        if mask.shape != x.shape[:-1]:
+            raise ValueError(
+                f"{name} needs a mask of the shape of x {x.shape} without its channels, "
+                f"{x.shape[:-1]}, got {mask.shape}"
+            )
     return tuple(range(1, x.ndim - 1))
+
+
+def _where(mask: Array | None, x: Array, padding: int | float) -> Array:
+    """x, and something else where it is padding."""
+    return x if mask is None else jnp.where(mask[..., None], x, padding)
 
 
 def _over(y: Array, sizes: tuple[int, ...]) -> Array:
