@@ -208,7 +208,7 @@ def test_what_cannot_be_normalized_is_refused(unchecked, nothing_compiles):
             jax.eval_shape(bh.instance_norm().init, key, jax.ShapeDtypeStruct((2, 3), "float32"))
         params, x = {"scale": np.ones(3), "offset": np.zeros(3)}, np.zeros((2, 3))
         with pytest.raises(TypeError, match="training must be True or False, got 'no'"):
-            bh.batch_norm()(params, x, training="no")
+            jax.eval_shape(lambda: bh.batch_norm()(params, x, training="no"))
         with pytest.raises(TypeError, match="needs the side input 'training'"):
             jax.eval_shape(
                 lambda key: bh.batch_norm()(bh.batch_norm().init(key, jnp.zeros((2, 3))), 0.0), key
