@@ -77,7 +77,7 @@ def sigmoid_focal_forward(
     """
     _check("sigmoid_focal", gamma, alpha)
     x, t = pair("sigmoid_focal", logits, targets)
-    q, c, a, *_ = _sigmoid_parts(x, t, alpha)
+    q, c, a, _ = _sigmoid_parts(x, t, alpha)
     losses = a * _power(q, gamma) * c
     return weighted_sum("sigmoid_focal", losses, weights), (logits, targets, weights)
 
@@ -87,13 +87,13 @@ def sigmoid_focal_backward(
 ) -> Errors:
     logits, targets, weights = residuals
     x, t = pair("", logits, targets)
-    q, c, a, s, other = _sigmoid_parts(x, t, alpha)
+    q, c, a, s = _sigmoid_parts(x, t, alpha)
     f = _power(q, gamma)
     dlosses, dweights = weighted_sum_backward(a * f * c, weights, dy)
     dx, dt = f * (s - t), -f * x
     if gamma:
         df = gamma * _power(q, gamma - 1) * c
-        dx = dx + df * ((1 - 2 * t) * (s * other))
+        dx = dx + df * ((1 - 2 * t) * (s * (1 - s)))
         dt = dt + df * (1 - 2 * s)
     dx, dt = a * dx, a * dt + (0.0 if alpha is None else (2 * alpha - 1) * f * c)
     return (
@@ -103,14 +103,12 @@ def sigmoid_focal_backward(
     )
 
 
-def _sigmoid_parts(
-    x: Array, t: Array, alpha: float | None
-) -> tuple[Array, Array, Any, Array, Array]:
-    """What is missing, the cross-entropy, the weight of the class, the sigmoid, and 1 - sigmoid."""
-    s, other = jax.lax.logistic(x), jax.lax.logistic(-x)
-    q = t * other + (1 - t) * s
+def _sigmoid_parts(x: Array, t: Array, alpha: float | None) -> tuple[Array, Array, Any, Array]:
+    """What is missing, the cross-entropy, the weight of the class, and the sigmoid."""
+    s = jax.lax.logistic(x)
+    q = t * jax.lax.logistic(-x) + (1 - t) * s
     c = jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return q, c, 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t), s, other
+    return q, c, 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t), s
 
 
 def sigmoid_focal_reference(
@@ -162,7 +160,7 @@ def softmax_focal_forward(
     top = jax.lax.stop_gradient(jnp.max(x, -1, keepdims=True, initial=-jnp.inf))
     e = jnp.exp(x - top)
     summed = jnp.sum(e, -1, keepdims=True)
-    losses, log_p = _of_truth(x, targets, top + jnp.log(summed), gamma)
+    losses, log_p = _of_truth(x - top, targets, jnp.log(summed), gamma)
     total = weighted_sum("softmax_focal", losses, weights)
     return total, Softmax(logits, targets, weights, losses, e, summed, log_p)
 
@@ -171,15 +169,16 @@ def softmax_focal_backward(residuals: Softmax, dy: Sum, *, gamma: float = 2.0) -
     _, targets, weights, losses, e, summed, log_p = residuals
     dlosses, dweights = weighted_sum_backward(losses, weights, dy)
     dlosses = jnp.where(inside(targets, e), dlosses, 0)[..., None]
-    slope = _slope(log_p, gamma)
+    error = _error(log_p, dlosses, gamma)
     t = probabilities(targets, e, 0.0)
     dt = None
     if is_floating(targets):
-        g = jnp.where(t == 0, 0, t * slope)
-        dx = masked(dlosses, g - e * (jnp.sum(g, -1, keepdims=True) / summed))
+        g = jnp.where(t == 0, 0, t * error)
+        dx = g - e * (jnp.sum(g, -1, keepdims=True) / summed)
         dt = target_error(masked(dlosses, -_power(-jnp.expm1(log_p), gamma) * log_p), targets)
     else:
-        dx = masked(dlosses, t * slope - e * (slope / summed))
+        dx = t * error - e * (error / summed)
+    dx = jnp.where((dlosses == 0) & ~jnp.isfinite(dx), 0, dx)
     return like_primal(dx, residuals.logits), dt, dweights
 
 
@@ -195,15 +194,15 @@ def _of_truth(x: Array, targets: Array, log_sum: Array, gamma: float) -> tuple[A
     return jnp.where(inside(targets, x), losses[..., 0], jnp.nan), log_p
 
 
-def _slope(log_p: Array, gamma: float) -> Array:
-    """The slope of the loss in log p."""
+def _error(log_p: Array, dlosses: Array, gamma: float) -> Array:
+    """The error of log p: its slope, each term of it times that of the loss, which rounds less."""
     q = -jnp.expm1(log_p)
-    slope = -_power(q, gamma)
+    error = -_power(q, gamma) * dlosses
     if not gamma:
-        return slope
+        return error
     safe = jnp.where(q == 0, 1, q)
     more = gamma * _power(safe, gamma) / safe * jnp.exp(log_p) * log_p
-    return slope + jnp.where(q == 0, 0, more)
+    return error + jnp.where(q == 0, 0, more) * dlosses
 
 
 def softmax_focal_reference(
