@@ -79,7 +79,7 @@ def dice_backward(
     dlosses, dweights = weighted_sum_backward(1 - n / d, weights, dy)
     pixels = tuple(range(1, x.ndim - 1))
     dlosses, share, inverse = (jnp.expand_dims(y, pixels) for y in (dlosses, n / d, 1 / d))
-    dx = masked(dlosses, (share - 2 * t) * inverse * p * jax.lax.logistic(-x))
+    dx = masked(dlosses, (share - 2 * t) * inverse * (p * (1 - p)))
     dt = masked(dlosses, (share - 2 * p) * inverse)
     return like_primal(dx, logits), target_error(dt, targets), dweights
 
