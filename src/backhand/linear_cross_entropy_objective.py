@@ -32,9 +32,13 @@ def linear_cross_entropy_objective(
 ) -> Objective:
     """The mean cross-entropy of softmax(trunk(inputs) w), whose logits never exist whole.
 
-    The same loss and gradients as `bh.objective(bh.chain(trunk, bh.dense(V, bias=False)),
-    bh.losses.softmax_cross_entropy)`, in a fraction of the memory where V is large; see
-    `bh.losses.linear_cross_entropy`.
+    The same loss and gradients as `bh.objective(bh.chain(trunk=trunk, output=bh.dense(V,
+    bias=False)), bh.losses.softmax_cross_entropy)`, in a fraction of the memory where V is large;
+    see `bh.losses.linear_cross_entropy`.
+
+    Logits, to predict from, are `trunk(params["trunk"], x) @ params["output"]["w"]`, or times the
+    transpose of a tied table, and then soft-capped if that is set. The other objective above has
+    the same parameters where no table is tied: it takes metrics of the logits.
 
     Parameters: "trunk", and "output" with w (D, V), unless that is tied. Once the logits are many,
     the gradient of w is summed while they are at hand: then it has no per-example norms, and asking
@@ -64,6 +68,11 @@ def linear_cross_entropy_objective(
         >>> batch = {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
         >>> params = loss.init(jax.random.key(0), batch)
         >>> bh.compare(loss, params, batch).agrees
+        True
+        >>> features = trunk(params["trunk"], batch["inputs"])
+        >>> logits = features @ params["trunk"]["tokens"]["table"].T
+        >>> whole = bh.losses.softmax_cross_entropy(logits, batch["targets"])
+        >>> bool(jnp.allclose(whole[0] / whole[1], loss(params, batch)))
         True
     """
     if not isinstance(trunk, Layer):
