@@ -36,9 +36,8 @@ def per_axis(name: str, what: str, given: PerAxis, rank: int) -> tuple[int, ...]
     several = isinstance(given, Sequence) or getattr(given, "ndim", 0) > 0
     values: tuple[Any, ...] = tuple(given) if several else (given,) * rank  # type: ignore[arg-type]
     if len(values) != rank:
-        raise ValueError(
-            f"{name} needs {what} as one integer or {rank}, one for each spatial axis, got {given}"
-        )
+        axes = f" or {rank}, one for each spatial axis" if rank > 1 else ", for one spatial axis"
+        raise ValueError(f"{name} needs {what} as one integer{axes}, got {given}")
     try:
         found = tuple(whole_number(what, value) for value in values)
     except TypeError:
