@@ -282,22 +282,27 @@ def sum_leading(x: Array, rank: int, dtype: jnp.dtype) -> Array:
         return jnp.sum(x, axes, dtype=dtype)
 
     def on_cpu(x: Array) -> Array:
-        return _in_pairs(x.reshape(rows, *x.shape[len(axes) :]).astype(dtype))
+        return _by_rows(x.reshape(rows, *x.shape[len(axes) :]).astype(dtype))
 
     return lax.platform_dependent(x, cpu=on_cpu, default=lambda x: jnp.sum(x, axes, dtype=dtype))
 
 
-def _in_pairs(x: Array) -> Array:
+def in_pairs(parts: Sequence[Array]) -> Array:
+    """The sum of at least one array, of neighbours first: rounded less than one after the other."""
+    while len(parts) > 1:
+        odd = parts[len(parts) & ~1 :]
+        parts = [*(a + b for a, b in zip(parts[::2], parts[1::2], strict=False)), *odd]
+    return parts[0]
+
+
+def _by_rows(x: Array) -> Array:
     """The sum over the first axis (R, ...): of up to FEW parts in pairs, then of what is left."""
     count = min(len(x), FEW)
     size = len(x) // count
-    parts = [x[i * size : (i + 1) * size] for i in range(count)]
-    while len(parts) > 1:
-        odd = parts[len(parts) & ~1 :]
-        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + odd
-    total, rest = parts[0], x[count * size :]
-    total = total[0] if size == 1 else _in_pairs(total)
-    return total + _in_pairs(rest) if len(rest) else total
+    total = in_pairs([x[i * size : (i + 1) * size] for i in range(count)])
+    rest = x[count * size :]
+    total = total[0] if size == 1 else _by_rows(total)
+    return total + _by_rows(rest) if len(rest) else total
 
 
 def one_by_one(f: Callable[[Any], Any], xs: Any) -> Any:

@@ -22,8 +22,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt
 
-from backhand.arrays import upcast
+from backhand.arrays import in_pairs, upcast
 from backhand.ops.pooling_windows import (
+    UNROLLED,
     PoolingWindows,
     over_slots,
     padded,
@@ -150,6 +151,8 @@ def average_pool_forward(
     sums: Any
     if windows.is_padded:
         sums = sums_on_cpu(wide, windows, lambda x: lax.reduce_window(x, 0.0, lax.add, *how))
+    elif math.prod(windows.window) <= UNROLLED:
+        sums = in_pairs(over_slots(lambda _, v, parts: [*parts, v], [], wide, windows))
     else:
         sums = over_slots(lambda _, v, y: v if y is None else y + v, None, wide, windows)
     return _mean(sums, windows, count_padding).astype(x.dtype), Static(windows)

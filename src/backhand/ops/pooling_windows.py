@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from backhand.arrays import explicit_sharding
+from backhand.arrays import explicit_sharding, in_pairs
 from backhand.ops.settings import Padding, PerAxis, pads, per_axis
 from backhand.protocol import need_floating
 
@@ -186,7 +186,7 @@ def _sums_of_runs(
     if axis < len(windows.sizes):
         parts = [_sums_of_runs(windows, (*chosen, run), x) for run in windows.runs[axis]]
         return parts[0] if len(parts) == 1 else lax.concatenate(parts, axis + 1)
-    total = None
+    parts = []
     for slots in itertools.product(*(slots for _, _, slots in chosen)):
         begin, end = [], []
         for (first, count, _), slot, s, (before, _) in zip(
@@ -194,10 +194,9 @@ def _sums_of_runs(
         ):
             begin.append(first * s + slot - before)
             end.append(begin[-1] + (count - 1) * s + 1)
-        part = lax.slice(x, (0, *begin, 0), (len(x), *end, x.shape[-1]), (1, *windows.stride, 1))
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+        strides = (1, *windows.stride, 1)
+        parts.append(lax.slice(x, (0, *begin, 0), (len(x), *end, x.shape[-1]), strides))
+    return in_pairs(parts)
 
 
 def spread(
