@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import backhand as bh
-from backhand.ops import convolution_columns, convolution_depthwise, convolution_lax
+from backhand.ops import convolution_depthwise, convolution_lax
 from backhand.ops.convolution_geometry import geometry
 from tests.support import assert_close, normal, temporary_bytes
 
@@ -17,7 +17,8 @@ def test_any_blocks_give_the_products_of_xla(limit, times, stride, dilation, x64
     monkeypatch.setattr(convolution_depthwise, "BLOCK", limit)
     if limit == 300:
         monkeypatch.setattr(convolution_depthwise, "WRITTEN_OUT", 0)
-    monkeypatch.setattr(convolution_columns, "COLUMNS", limit)
+    for name in ("JOINED", "TOGETHER"):
+        monkeypatch.setattr(convolution_depthwise, name, limit)
     x, w = normal(0, 5, 7, 8, 3), normal(1, 3, 2, 1, 3 * times)
     windows = geometry("convolution", (7, 8), (3, 2), stride, "SAME", dilation, 3)
     y = normal(2, 5, *windows.places((7, 8), (3, 2)), 3 * times)
