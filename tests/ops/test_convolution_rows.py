@@ -1,6 +1,7 @@
 """Shifts of rows after the product are the convolution, whatever the padding and the blocks."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from backhand.ops import convolution_columns, convolution_lax, convolution_rows
@@ -49,3 +50,15 @@ def test_memory_does_not_grow_with_the_batch():
         return temporary_bytes(lambda x, w: convolution_rows.correlate(x, w, windows), *arrays)
 
     assert bytes_of(128) <= 1.01 * bytes_of(64) < 8e6
+
+
+def test_low_precision_is_summed_in_float32():
+    """After 256, bfloat16 cannot count further by ones."""
+    windows, kernel = WINDOWS[1]
+    x = jnp.ones((2, 30, 20, 2), jnp.bfloat16)
+    y = jnp.ones((2, *windows.places((30, 20), kernel), 3), jnp.bfloat16)
+    dw = convolution_rows.weights(x, y, windows, kernel)
+    expected = convolution_lax.weights(*(a.astype("float32") for a in (x, y)), windows, kernel)
+    assert dw.dtype == jnp.float32 and jnp.array_equal(dw, expected)
+    _, both = convolution_rows.scatter_and_weights(x, y, dw.astype(jnp.bfloat16), windows)
+    assert jnp.array_equal(both, expected)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -47,7 +48,8 @@ MANY = 1 << 28
 """Terms of a weight's gradient from which `convolution_rows` took 0.6 to 0.9 of the time of XLA's
 own on CPU; below, 0.7 to 1.9 of it. It adds up gradients block by block: of a weight with more than
 half of the numbers of input or output (3x3, 32x4x4x512 to 512) XLA's own took 0.8 of its time and
-half of its memory."""
+half of its memory. Half as many in bfloat16, both ways back together: 16x16x16x64 by 3x3 to 64 took
+0.8 of the time of XLA's own."""
 
 LARGE = 1 << 16
 """Numbers of a tap, times the places in a row, from which shifting rows pays on CPU."""
@@ -189,7 +191,8 @@ def _on_cpu(x: Array, w: W, windows: Geometry, moving: Geometry) -> ModuleType:
     if w.shape[-2] == 1 and taps <= UNROLLED:
         return convolution_depthwise
     plain = windows.rank == 2 and windows.unit and taps <= UNROLLED
-    if not plain or x.dtype.itemsize < 4 or min(w.shape[-2:]) >= 128:
+    wide = x.dtype.itemsize >= 4 and min(w.shape[-2:]) >= 128
+    if not plain or wide or not _fast_products(x):
         return convolution_lax
     large = w.shape[-2] * w.shape[-1] * moving.places(x.shape[1:-1], w.shape[:2])[1] >= LARGE
     outputs = math.prod(w.shape[-2:]) // x.shape[-1]
@@ -208,11 +211,10 @@ def _weights_on_cpu(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> C
     # Over one axis XLA's own took 0.7 of the time of columns, for causal kernels of 3 and 4.
     if x.size * taps <= SMALL or (windows.rank == 1 and unit):
         return convolution_lax.weights
-    large = 2 * taps * x.shape[-1] * y.shape[-1] > max(x.size, y.size)
     if windows.rank == 2 and unit:
-        many = y.size * taps * x.shape[-1] >= MANY and not large
+        many = _many(x, y, taps, MANY)
         return convolution_rows.weights if many else convolution_lax.weights
-    if windows.rank == 3 and large:
+    if windows.rank == 3 and _large(x, y, taps):
         return convolution_lax.weights
     return weights_by_columns
 
@@ -224,11 +226,30 @@ def _together_on_cpu(x: X, y: Y, w: W, windows: Geometry) -> bool:
     0.93.
     """
     kernel = w.shape[:-2]
-    if _pointwise(kernel, windows) or x.dtype.itemsize < 4:
+    if _pointwise(kernel, windows) or not _fast_products(x):
         return False
     by_rows = _weights_on_cpu(x, y, windows, kernel) is convolution_rows.weights
+    if x.dtype.itemsize < 4:
+        back = windows.way_back(x.shape[1:-1], kernel)
+        by_rows = _on_cpu(y, w, windows, back) is convolution_rows and windows.groups == 1
+        by_rows = by_rows and _many(x, y, math.prod(kernel), MANY // 2)
     most = convolution_rows.most_of(x.size, y.size)
     return by_rows and convolution_rows.one_example_back(x, w, windows) <= most
+
+
+def _many(x: X, y: Y, taps: int, least: int) -> bool:
+    """Whether a weight's gradient has so many terms, and is small beside input and output."""
+    return y.size * taps * x.shape[-1] >= least and not _large(x, y, taps)
+
+
+def _large(x: X, y: Y, taps: int) -> bool:
+    """Whether a weight has more than half of the numbers of input or output."""
+    return 2 * taps * x.shape[-1] * y.shape[-1] > max(x.size, y.size)
+
+
+def _fast_products(x: Array) -> bool:
+    """Whether XLA's products of this dtype on CPU are as fast as its convolutions."""
+    return x.dtype.itemsize >= 4 or x.dtype == jnp.bfloat16
 
 
 def _chosen(everywhere: Way, on_cpu: Way, x: Array, w: Array) -> Array:

@@ -78,8 +78,7 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
         rows, columns = y.shape[1], x.shape[2]
         seen = (lax.slice_in_dim(x, by_rows * k, by_rows * k + rows, axis=1) for k in range(down))
         blamed = (moved(y, 2, by_columns * k - left, columns) for k in range(right))
-        a, b = (beside(shifts) for shifts in (seen, blamed))
-        return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        return over_places(seen, beside(blamed), wide)
 
     zeros = jnp.zeros((down * inputs, right * outputs), wide)
     most = places_at_once(x, y, down * inputs + right * outputs)
@@ -97,9 +96,9 @@ def scatter_and_weights(x: X, y: Y, w: W, windows: Geometry) -> tuple[X, W]:
     def block(x: X, y: Y) -> tuple[X, Array]:
         own, places = padded(x, by_rows_alone(windows)), y.shape[1]
         firsts = (by_rows * k for k in range(down))
-        seen = beside(lax.slice_in_dim(own, k, k + places, axis=1) for k in firsts)
+        seen = (lax.slice_in_dim(own, k, k + places, axis=1) for k in firsts)
         blamed = beside(moved(y, 2, by_columns * k - left, columns) for k in range(right))
-        dw = lax.dot_general(seen, blamed, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        dw = over_places(seen, blamed, wide)
         given = lax.dot(blamed, matrix, preferred_element_type=wide)
         given = given.reshape(*y.shape[:2], columns, down, inputs)
         parts = (given[..., k, :] for k in range(down))
@@ -140,6 +139,20 @@ def one_example_back(x: X, w: W, windows: Geometry) -> int:
     (down, right), (inputs, outputs) = w.shape[:2], w.shape[2:]
     rows, columns = windows.places(x.shape[1:-1], (down, right))[0], x.shape[2]
     return rows * columns * (2 * down * inputs + right * outputs)
+
+
+def over_places(seen: Iterator[X], blamed: Array, wide: jnp.dtype) -> Array:
+    """The sum over places of what was seen, shift after shift, times the error in each column.
+
+    XLA has no fast product of bfloat16 on CPU that sums over the rows of its left operand. That is
+    turned here, where XLA would undo it but for the barrier: 64x8x8x128 by 3x3 to 128 took 0.5 of
+    the time so, in float32 no less.
+    """
+    if blamed.dtype.itemsize >= 4:
+        over = (((0,), (0,)), ((), ()))
+        return lax.dot_general(beside(seen), blamed, over, preferred_element_type=wide)
+    turned = [lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T) for x in seen]
+    return lax.dot(jnp.concatenate(turned), blamed, preferred_element_type=wide)
 
 
 def beside(shifts: Iterator[Array]) -> Array:
