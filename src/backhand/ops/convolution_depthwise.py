@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -33,10 +33,11 @@ BLOCK = 1 << 17
 that the zeros around them are not what memory is needed for."""
 
 JOINED = 1 << 18
-"""Elements of error at a time of which a weight's gradient is made: 1 MB in float32."""
+"""Elements of error at a time of which a weight's gradient is made: 1 MB in float32. At most a
+quarter of what the larger of input and error has."""
 
 ROWS = 32
-"""Rows at most whose products are written out."""
+"""Rows whose products are written out; over one axis so many pieces of it, up to twice as many."""
 
 TOGETHER = 16
 """Taps up to which those of all rows of a kernel are written out: a loop over the rows took 1.1 to
@@ -95,7 +96,9 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
         return jnp.moveaxis(each, 0, -1).reshape(taps, -1)
 
     zeros = jnp.zeros((taps, y.shape[-1]), accumulation_dtype(x.dtype, y.dtype))
-    most = min(JOINED // max(1, y.shape[-1]), ROWS * math.prod(y.shape[2:-1]))
+    rows = ROWS if windows.rank > 1 else max(ROWS, y.shape[1])
+    most = min(JOINED, max(x.size, y.size) // 4) // max(1, y.shape[-1])
+    most = min(most, rows * math.prod(y.shape[2:-1]))
     dw = in_blocks(product, x, y, windows, kernel, zeros, most)
     return dw.reshape(*kernel, 1, y.shape[-1])
 
@@ -107,21 +110,27 @@ def _joined(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> Float[Arr
     over all leading axes took 2 to 5 times as long.
     """
     examples, rows, *across = y.shape[:-1]
-    stride, places = windows.stride[0], (1, *across)
+    stride, at_once = windows.stride[0], max(1, rows // ROWS)
+    whole = rows // at_once * at_once
 
     def of_row(k: Array | int) -> Array:
         """Of the taps in a row of the kernel."""
         first, reach = windows.dilation[0] * k, (rows - 1) * stride + 1
         own = lax.dynamic_slice_in_dim(x, first, reach, 1)
 
-        def terms(example: int, row: int) -> list[Array]:
-            error = y[example : example + 1, row : row + 1]
-            seen = own[example : example + 1, row * stride : row * stride + 1]
-            return [tap * error for tap in taps(seen, places, windows, (1, *kernel[1:]))]
+        def terms(example: int, row: int, count: int) -> list[Array]:
+            error = y[example : example + 1, row : row + count]
+            seen = own[example : example + 1, row * stride : (row + count - 1) * stride + 1]
+            each = taps(seen, (count, *across), windows, (1, *kernel[1:]))
+            return [tap * error for tap in each]
 
-        each = itertools.starmap(terms, itertools.product(range(examples), range(rows)))
-        sums = [functools.reduce(operator.add, own) for own in zip(*each, strict=True)]
-        return jnp.concatenate([_over_places(own) for own in sums])
+        def sums(starts: Iterable[int], count: int) -> Array:
+            each = (terms(*at, count) for at in itertools.product(range(examples), starts))
+            of_taps = (functools.reduce(operator.add, tap) for tap in zip(*each, strict=True))
+            return jnp.concatenate([_over_places(tap) for tap in of_taps])
+
+        found = sums(range(0, whole, at_once), at_once)
+        return found if whole == rows else found + sums([whole], rows - whole)
 
     if math.prod(kernel) <= TOGETHER:
         return jnp.concatenate([of_row(k) for k in range(kernel[0])])
