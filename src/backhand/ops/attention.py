@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from backhand.arrays import accumulation_dtype, explicit_sharding, like_primal, need_mask, number
-from backhand.ops.attention_blocks import Head, Scores, backward_head, forward_head
+from backhand.ops.attention_blocks import AT_A_TIME, Head, Scores, backward_head, forward_head
 from backhand.ops.attention_heads import at_once, in_turn
 from backhand.ops.lengths import check_integers, check_lengths, present
 from backhand.ops.settings import integer
@@ -124,7 +124,8 @@ def attention_forward(
         return lambda heads: each(of_head, heads)[0]
 
     y, normalizers = _on_this_platform(run, how, q, k, heads, backward=False)
-    return _by_token(y), Residuals(q, k, v, bias, mask, segments, key_segments, normalizers)
+    y = y.reshape(q.shape)
+    return y, Residuals(q, k, v, bias, mask, segments, key_segments, normalizers)
 
 
 def attention_backward(
@@ -152,8 +153,7 @@ def attention_backward(
     dq, dk, dv = found
     if bias is not None:
         dbias = like_primal(dbias.reshape(bias.shape), bias)
-    dk, dv = (jnp.moveaxis(x, 1, 2) for x in (dk, dv))
-    errors = like_primal(_by_token(dq), q), like_primal(dk, k), like_primal(dv, v)
+    errors = like_primal(dq.reshape(q.shape), q), like_primal(dk, k), like_primal(dv, v)
     return *errors, dbias, None, None, None, None
 
 
@@ -240,17 +240,30 @@ def _on_this_platform(
     most = AT_ONCE if heads > 1 and head.bias is None else AT_ONCE // 2
     few = batch * tokens * heads * keys <= most
     size = max(1, IN_TURN * key_heads // (tokens * heads * keys))
-    each = at_once if few else functools.partial(in_turn, size=size)
-    whole = few and not how.causal and how.window is None
+    sliced = how.causal or how.window is not None
+    if not sliced:
+        whole = WHOLE // 2 if backward else WHOLE
+        rows = tokens if few else max(rows, whole * key_heads // (heads * keys))
+    each = at_once if few else functools.partial(in_turn, size=size, sliced=sliced)
     simple = heads == key_heads and head.bias is None and how.window is None
     turned = max(tokens, keys) * features <= TURNED if few else backward
-    own = how._replace(reads=how.gives, keys_first=simple and turned)
-    on_cpu = run(own, each, tokens if whole else rows)
-    return lax.platform_dependent(head, *more, cpu=on_cpu, default=everywhere)
+    own = how._replace(
+        reads=how.gives,
+        keys_first=simple and turned,
+        q_scaled=not (few and sliced),
+        together=(1 if heads == key_heads else 2) if sliced else AT_A_TIME,
+    )
+    return lax.platform_dependent(head, *more, cpu=run(own, each, rows), default=everywhere)
 
 
 SHORT, SHORT_BLOCK, BLOCK = 256, 64, 128
 """Rows of a block up to, and from, so many tokens."""
+
+WHOLE = 1 << 18
+"""Scores that a block on CPU may have where it leaves none out, whatever its rows; half of them on
+the way back, whose dv had 1.5 of the error with all (8 heads of 64 features, 1,024 tokens), as it
+adds up more products in one go. Loops over blocks that leave scores out take one block in a step,
+with grouped heads two (0.75 of the time; with ungrouped ones 0.98, and twice the memory)."""
 
 AT_ONCE, IN_TURN = 1 << 21, 1 << 17
 """Scores up to which all heads are taken at once on CPU, in whole rows unless blocks leave scores
@@ -273,7 +286,7 @@ def _by_key_head(
     segments: Array | None,
     key_segments: Array | None,
 ) -> Head:
-    """The arrays of all key heads, with leading axes (B or 1, K or 1)."""
+    """The arrays of all key heads: by token, and what is beside with axes (B or 1, K or 1)."""
     key_heads = k.shape[2]
     if bias is not None:
         own = key_heads if bias.shape[1] == q.shape[2] else 1
@@ -282,20 +295,12 @@ def _by_key_head(
     by_example = [None if x is None else x[:, None] for x in (mask, *ids)]
     if mask is not None:  # 0 p = 0, unless what is not there is NaN
         k, v = (jnp.where(mask[..., None, None], x, 0) for x in (k, v))
-    k, v = (jnp.moveaxis(x, 2, 1) for x in (k, v))
     return Head(_groups(q, key_heads), k, v, bias, *by_example)
 
 
 def _groups(x: Array, key_heads: int) -> Array:
-    """(B, T, H, D) as (B, K, T, G, D)."""
-    grouped = x.reshape(*x.shape[:2], key_heads, x.shape[2] // key_heads, x.shape[3])
-    return jnp.moveaxis(grouped, 2, 1)
-
-
-def _by_token(x: Array) -> Array:
-    """(B, K, T, G, D) as (B, T, H, D)."""
-    x = jnp.moveaxis(x, 1, 2)
-    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], x.shape[4])
+    """(B, T, H, D) as (B, T, K, G, D)."""
+    return x.reshape(*x.shape[:2], key_heads, x.shape[2] // key_heads, x.shape[3])
 
 
 # What it takes ------------------------------------------------------------------------------------

@@ -60,6 +60,10 @@ class Scores(NamedTuple):
     it is fast at, a matrix whose columns meet another's rows, where (R G, n) leaves dk and dv to a
     slower one. Both ways, 256 heads of 16 tokens and features at once took 0.65 of the time; on the
     way back, in turn, 8 heads of 64 features took 0.86 of it (1,024 tokens, or 2,048 causal).
+
+    `q_scaled` scales queries, not scores: on CPU the product, its maximum and the exponential are
+    one kernel then, where nothing is hidden. A loop takes `together` blocks in a step: XLA runs
+    what does not wait for each other on several cores.
     """
 
     causal: bool
@@ -69,6 +73,8 @@ class Scores(NamedTuple):
     reads: DTypeLike
     gives: DTypeLike
     keys_first: bool = False
+    q_scaled: bool = False
+    together: int = 1
 
     @property
     def axes(self) -> tuple[int, int]:
@@ -149,11 +155,13 @@ def forward_head(head: Head, *, rows: int, how: Scores) -> tuple[Array, tuple[Ar
     """o (T, G, D), and max s and 1 / l, each (T G,), in the dtype that products give."""
     group, (_, keys) = head.q.shape[1], how.axes
     v = _values(head.v, how)
+    masked = how.causal or how.window is not None or any(x is not None for x in head[3:])
 
     def block(span: Span, start: Array | int) -> tuple[Array, Array, Array]:
         s, _ = _scores(head, span, start, how)
-        top = lax.stop_gradient(jnp.max(s, keys, keepdims=True))
-        top = jnp.where(jnp.isneginf(top), 0, top)
+        top = jnp.max(s, keys, keepdims=True)
+        if masked:  # a row may see no key
+            top = jnp.maximum(top, jnp.finfo(top.dtype).min)
         e = jnp.exp(s - top)
         total = jnp.sum(e, keys, keepdims=True)
         inverse = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
@@ -169,7 +177,7 @@ def forward_head(head: Head, *, rows: int, how: Scores) -> tuple[Array, tuple[Ar
             def step(_: None, start: Array, span: Span = span) -> tuple[None, tuple[Array, ...]]:
                 return None, block(span, start)
 
-            _, stacked = _in_turn(step, None, span)
+            _, stacked = _in_turn(step, None, span, how)
             parts.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked))
     o, top, inverse = (jnp.concatenate(x) for x in zip(*parts, strict=True))
     return o, (top, inverse)
@@ -183,7 +191,7 @@ def backward_head(
     k_values = _values(head.k, how)
 
     def block(span: Span, sums: Any, start: Array | int) -> tuple[Any, tuple[Array, Array | None]]:
-        q, error = (_rows(x, span, start) for x in (head.q, do))
+        q, error = _queries(head, span, start, how), _rows(do, span, start)
         s, capped = _scores(head, span, start, how)
         top, inverse = (
             jnp.expand_dims(lax.dynamic_slice_in_dim(x, start * group, span.rows * group), key_axis)
@@ -211,7 +219,7 @@ def backward_head(
         if span.blocks == 1:
             sums, (dq_part, dbias_part) = block(span, sums, span.start)
         else:
-            sums, stacked = _in_turn(functools.partial(block, span), sums, span)
+            sums, stacked = _in_turn(functools.partial(block, span), sums, span, how)
             dq_part = stacked[0].reshape(-1, *stacked[0].shape[2:])
             dbias_part = stacked[1]
             if dbias_part is not None:
@@ -222,7 +230,7 @@ def backward_head(
             dbias.append(dbias_part)
     return (
         jnp.concatenate(dq) * how.scale,
-        sums[0] * how.scale,
+        sums[0] if how.q_scaled else sums[0] * how.scale,
         sums[1],
         jnp.concatenate(dbias, 1) if dbias else None,
     )
@@ -230,7 +238,9 @@ def backward_head(
 
 def _scores(head: Head, span: Span, start: Array | int, how: Scores) -> tuple[Array, Array | None]:
     """The scores of a block, and tanh(s / cap) of those that are capped."""
-    s = _matches(_rows(head.q, span, start), _keys(head.k, span, start), how) * how.scale
+    s = _matches(_queries(head, span, start, how), _keys(head.k, span, start), how)
+    if not how.q_scaled:
+        s = s * how.scale
     capped = None
     if how.soft_cap is not None:
         capped = jnp.tanh(s / how.soft_cap)
@@ -287,6 +297,12 @@ def _rows(x: Array, span: Span, start: Array | int) -> Array:
     return lax.dynamic_slice_in_dim(x, start, span.rows).reshape(-1, x.shape[-1])
 
 
+def _queries(head: Head, span: Span, start: Array | int, how: Scores) -> Array:
+    """A block's queries, on CPU times the scale already."""
+    q = _rows(head.q, span, start)
+    return q.astype(how.gives) * how.scale if how.q_scaled else q
+
+
 def _keys(x: Array, span: Span, start: Array | int, axis: int = 0) -> Array:
     """What x has of a block's keys."""
     return lax.dynamic_slice_in_dim(x, span.first(start), span.width, axis)
@@ -302,10 +318,12 @@ def _added(sums: Any, more: Any, at: Array | int) -> Any:
     return jax.tree.map(add, sums, more)
 
 
-def _in_turn(step: Callable[[Any, Array], tuple[Any, Any]], carry: Any, span: Span) -> Any:
+def _in_turn(
+    step: Callable[[Any, Array], tuple[Any, Any]], carry: Any, span: Span, how: Scores
+) -> Any:
     """`lax.scan` over where the blocks of a span begin."""
     starts = span.start + span.rows * jnp.arange(span.blocks, dtype=jnp.int32)
-    return lax.scan(step, carry, starts, unroll=AT_A_TIME if span.moves else 1)
+    return lax.scan(step, carry, starts, unroll=AT_A_TIME if span.moves else how.together)
 
 
 def _matches(rows: Array, keys: Array, how: Scores) -> Array:
