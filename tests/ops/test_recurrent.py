@@ -19,7 +19,6 @@ from tests.ops.reference import assert_is_its_reference
 from tests.support import assert_close, normal, random_like
 
 GATES = {"lstm": 4, "gru": 3, "elman": 1}
-BATCHES = {False: 3, True: 17}  # examples in columns, and in rows
 STEPS, FEATURES, UNITS = 5, 2, 3
 
 
@@ -50,7 +49,7 @@ SETTINGS = [  # (B, T, D, H), whether backwards, with a state, with lengths
 @settings(max_examples=200)
 @given(st.sampled_from(sorted(GATES)), st.sampled_from(SETTINGS), st.integers(0, 1000))
 def test_any_sizes_lengths_and_direction(name, setting, seed):
-    """Small batches are laid out in columns, large ones in rows."""
+    """Products are turned in those whose weights outweigh the sequences."""
     (batch, steps, features, units), reverse, begun, padded = setting
     random = np.random.default_rng(seed)
     g = GATES[name] * units
@@ -123,34 +122,28 @@ def test_low_precision_carries_its_state_in_float32(name):
     assert ours.dtype == jnp.bfloat16 and off[0] <= off[1]
 
 
-@pytest.mark.parametrize("columns", [False, True])
-def test_a_sweep_gives_back_what_it_was_given(columns):
-    sweep, x = Sweep(columns, False), normal(0, 3, STEPS, 4)
-    assert (sweep.restored(sweep.sequence(x)) == x).all()
-    step = sweep.sequence(x)[1] if columns else sweep.sequence(x)[:, 1]
-    assert (sweep.state(step) == x[:, 1]).all()
-    assert (sweep.join(sweep.split(step, 2)) == step).all()
-    assert_close(sweep.state(sweep.times(normal(1, 4, 6))(step)), x[:, 1] @ normal(1, 4, 6), 1e-6)
+def test_a_turned_product_is_the_product():
+    h, w = normal(0, 3, 4), normal(1, 4, 6)
+    for turned in (False, True):
+        assert_close(Sweep(turned, False).times(w)(h), h @ w, 1e-6)
 
 
-@pytest.mark.parametrize("columns", [False, True])
-def test_a_step_in_low_precision_does_not_convert_the_whole_sequence(columns):
+def test_a_step_in_low_precision_does_not_convert_the_whole_sequence():
     def step(h, x):
         return h + x.astype(jnp.float32), h.astype(jnp.bfloat16)
 
     def run(h, xs):
-        return Sweep(columns, False).run(step, h, xs)
+        return Sweep(False, False).run(step, h, xs)
 
     xs = jnp.ones((4, 5, 3), jnp.bfloat16)
-    start = jnp.zeros((5, 3) if columns else (4, 3))
-    compiled = jax.jit(run).lower(start, xs).compile()
+    compiled = jax.jit(run).lower(jnp.zeros((4, 3)), xs).compile()
     written = re.findall(r"dynamic-update-slice\(%?([a-z]+)", compiled.as_text())
     assert written and "convert" not in written
-    assert compiled(start, xs)[1].dtype == jnp.bfloat16
+    assert compiled(jnp.zeros((4, 3)), xs)[1].dtype == jnp.bfloat16
 
 
-# The catalogue's layers are small, in rows. Here they are run in columns, as large ones are.
-IN_COLUMNS = {row.name: row for row in ROWS if row.name in {f"ops.{n}" for n in GATES}}.values()
+# The catalogue's layers are small. Here their products are turned, as those of large ones are.
+TURNED = {row.name: row for row in ROWS if row.name in {f"ops.{n}" for n in GATES}}.values()
 CHECKS = {
     "one after the other": faults,
     "twice differentiated": test_gradients.test_jax_grad_of_the_call_runs_the_hand_written_backward,
@@ -166,9 +159,9 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("row", IN_COLUMNS, ids=repr)
+@pytest.mark.parametrize("row", TURNED, ids=repr)
 def test_large_layers_are_held_to_what_small_ones_are(row, check, x64, monkeypatch):
-    monkeypatch.setattr("backhand.ops.recurrent.COLUMNS_FROM", 0)
+    monkeypatch.setattr("backhand.ops.recurrent.TURNED_FROM", 0)
     assert not CHECKS[check](dataclasses.replace(row))
 
 
@@ -245,10 +238,11 @@ def test_lengths_beyond_the_padding_are_refused_where_they_are_known(name, lengt
 
 
 @pytest.mark.parametrize(
-    ("batch", "steps", "units", "columns"),
-    [(32, 50, 1024, True), (32, 50, 512, False), (1, 32, 128, True), (8, 50, 128, False)],
+    ("batch", "steps", "units", "turned"),
+    [(32, 50, 512, True), (32, 50, 256, False), (1, 32, 128, True), (8, 50, 128, False)],
 )
-def test_columns_are_for_many_units_and_for_sequences_lighter_than_the_weights(
-    batch, steps, units, columns
+def test_products_are_turned_of_large_weights_and_of_those_heavier_than_the_sequences(
+    batch, steps, units, turned, unchecked
 ):
-    assert sweep_of(jnp.zeros((batch, steps, 1)), units, False).columns is columns
+    x, wh = shape(batch, steps, 1), shape(units, 4 * units)
+    assert sweep_of(x, wh, False).turned is turned

@@ -29,7 +29,6 @@ from backhand.ops.recurrent import (
     kept,
     projected,
     start,
-    steps_kept,
     sweep_of,
     within,
 )
@@ -120,7 +119,7 @@ def elman_forward(
         raise ValueError(f'elman needs activation "tanh" or "relu", got {activation!r}')
     act, _ = ACTIVATIONS[activation]
     units = wh.shape[0]
-    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
+    sweep, keep = sweep_of(x, wh, reverse), kept(lengths, x.shape[1])
     x = within(keep, by_batch(x))
     z = projected(x, whole(wx), whole(b))
     recur = sweep.times(whole(wh).astype(x.dtype))
@@ -130,9 +129,9 @@ def elman_forward(
         h = chosen(keep, act(upcast(z) + recur(h.astype(x.dtype))), h)
         return h, h.astype(x.dtype)
 
-    first = sweep.state(start(state, x, units))
-    last, hs = sweep.run(step, first, (sweep.sequence(z), steps_kept(sweep, keep)))
-    y, final = within(keep, sweep.restored(hs)), sweep.state(last).astype(x.dtype)
+    first = start(state, x, units)
+    last, hs = sweep.run(step, first, (z, keep))
+    y, final = within(keep, hs), last.astype(x.dtype)
     return (y, final), Residuals(x, wx, wh, b, state, lengths, hs)
 
 
@@ -160,7 +159,7 @@ def elman_deltas(
     x, _, wh, _, state, lengths, hs = residuals
     _, slope = ACTIVATIONS[activation]
     units = wh.shape[0]
-    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
+    sweep, keep = sweep_of(x, wh, reverse), kept(lengths, x.shape[1])
     recur = sweep.times(whole(wh).astype(x.dtype).T)
 
     def step(dh: Array, own: PyTree) -> tuple[Array, Array]:
@@ -169,11 +168,11 @@ def elman_deltas(
         dz = chosen(keep, dz, jnp.zeros_like(dz)).astype(x.dtype)
         return chosen(keep, recur(dz), dh), dz
 
-    error, last = within(keep, dy[0]), sweep.state(upcast(dy[1]))
-    first, dz = sweep.back(step, last, (sweep.sequence(error), hs, steps_kept(sweep, keep)))
-    h = sweep.restored(sweep.before(sweep.state(start(state, x, units)), hs))
-    dstate = None if state is None else like_primal(sweep.state(first), state)
-    return Deltas(sweep.restored(dz), h, dstate)
+    error, last = within(keep, dy[0]), upcast(dy[1])
+    first, dz = sweep.back(step, last, (error, hs, keep))
+    h = sweep.before(start(state, x, units), hs)
+    dstate = None if state is None else like_primal(first, state)
+    return Deltas(dz, h, dstate)
 
 
 def elman_reference(

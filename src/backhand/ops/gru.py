@@ -35,7 +35,6 @@ from backhand.ops.recurrent import (
     kept,
     projected,
     start,
-    steps_kept,
     sweep_of,
     within,
 )
@@ -126,27 +125,27 @@ def gru_forward(
     biases = {"b": (b, 3), "bn": (bn, 1)}
     check("gru", 3, x, (wx, wh), biases, {"h": state}, lengths)
     units = wh.shape[0]
-    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
+    sweep, keep = sweep_of(x, wh, reverse), kept(lengths, x.shape[1])
     x = within(keep, by_batch(x))
     half = jnp.repeat(jnp.array([0.5, 0.5, 1.0], x.dtype), units)
     scaled = [whole(w).astype(x.dtype) * half[None] for w in (wx, wh)]
     p = projected(x, scaled[0], whole(b).astype(x.dtype) * half)
-    recur, added = sweep.times(scaled[1]), sweep.vector(upcast(whole(bn).astype(x.dtype)))
+    recur, added = sweep.times(scaled[1]), upcast(whole(bn).astype(x.dtype))[None]
 
     def step(h: Array, own: PyTree) -> tuple[Array, PyTree]:
         p, keep = own
-        pr, pu, pn = sweep.split(upcast(p), 3)
-        qr, qu, qn = sweep.split(recur(h.astype(x.dtype)), 3)
+        pr, pu, pn = jnp.split(upcast(p), 3, 1)
+        qr, qu, qn = jnp.split(recur(h.astype(x.dtype)), 3, 1)
         r, u = (0.5 * jnp.tanh(each) + 0.5 for each in (pr + qr, pu + qu))
         qn = qn + added
         n = jnp.tanh(pn + r * qn)
         h = chosen(keep, n + u * (h - n), h)
-        return h, tuple(each.astype(x.dtype) for each in (sweep.join([r, u, n]), qn, h))
+        return h, tuple(each.astype(x.dtype) for each in (jnp.concatenate([r, u, n], 1), qn, h))
 
-    first = sweep.state(start(state, x, units))
-    last, saved = sweep.run(step, first, (sweep.sequence(p), steps_kept(sweep, keep)))
-    y = within(keep, sweep.restored(saved[2]))
-    final = sweep.state(last).astype(x.dtype)
+    first = start(state, x, units)
+    last, saved = sweep.run(step, first, (p, keep))
+    y = within(keep, saved[2])
+    final = last.astype(x.dtype)
     return (y, final), Residuals(x, wx, wh, b, bn, state, lengths, *saved)
 
 
@@ -169,28 +168,27 @@ def gru_deltas(
     """The reverse scan."""
     x, _, wh, _, _, state, lengths, gates, inner, hs = residuals
     units = wh.shape[0]
-    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
+    sweep, keep = sweep_of(x, wh, reverse), kept(lengths, x.shape[1])
     recur = sweep.times(whole(wh).astype(x.dtype).T)
-    before = sweep.before(sweep.state(start(state, x, units)), hs)
+    before = sweep.before(start(state, x, units), hs)
 
     def step(dh: Array, own: PyTree) -> tuple[Array, tuple[Array, Array]]:
         dy, gates, qn, h, keep = own
-        r, u, n = sweep.split(upcast(gates), 3)
+        r, u, n = jnp.split(upcast(gates), 3, 1)
         dh_t = dh + upcast(dy)
         dn = dh_t * (1 - u) * (1 - n * n)
         dr, du = dn * upcast(qn) * (r * (1 - r)), dh_t * (upcast(h) - n) * (u * (1 - u))
         parts = [chosen(keep, d, jnp.zeros_like(d)) for d in (dr, du, dn, dn * r)]
         dr, du, dn, dqn = (part.astype(x.dtype) for part in parts)
-        dh_next = chosen(keep, dh_t * u + recur(sweep.join([dr, du, dqn])), dh)
-        return dh_next, (sweep.join([dr, du, dn]), dqn)
+        dh_next = chosen(keep, dh_t * u + recur(jnp.concatenate([dr, du, dqn], 1)), dh)
+        return dh_next, (jnp.concatenate([dr, du, dn], 1), dqn)
 
-    error, last = within(keep, dy[0]), sweep.state(upcast(dy[1]))
-    own = (sweep.sequence(error), gates, inner, before, steps_kept(sweep, keep))
-    first, errors = sweep.back(step, last, own)
-    dp, dqn = (sweep.restored(each) for each in errors)
+    error, last = within(keep, dy[0]), upcast(dy[1])
+    own = (error, gates, inner, before, keep)
+    first, (dp, dqn) = sweep.back(step, last, own)
     dq = jnp.concatenate([dp[..., : 2 * units], dqn], -1)
-    dstate = None if state is None else like_primal(sweep.state(first), state)
-    return Deltas(dp, dq, sweep.restored(before), dstate)
+    dstate = None if state is None else like_primal(first, state)
+    return Deltas(dp, dq, before, dstate)
 
 
 def gru_reference(

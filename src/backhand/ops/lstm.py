@@ -36,7 +36,6 @@ from backhand.ops.recurrent import (
     kept,
     projected,
     start,
-    steps_kept,
     sweep_of,
     within,
 )
@@ -126,25 +125,25 @@ def lstm_forward(
     h0, c0 = (None, None) if state is None else state
     check("lstm", 4, x, (wx, wh), {"b": (b, 4)}, {"h": h0, "c": c0}, lengths)
     units = wh.shape[0]
-    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
+    sweep, keep = sweep_of(x, wh, reverse), kept(lengths, x.shape[1])
     x = within(keep, by_batch(x))
     half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], x.dtype), units)
     scaled = [whole(w).astype(x.dtype) * half[None] for w in (wx, wh)]
     z = projected(x, scaled[0], whole(b).astype(x.dtype) * half)
-    recur, slope = sweep.times(scaled[1]), sweep.vector(upcast(half))
+    recur, slope = sweep.times(scaled[1]), upcast(half)[None]
 
     def step(carry: State, own: PyTree) -> tuple[State, PyTree]:
         (h, c), (z, keep) = carry, own
         gates = slope * jnp.tanh(upcast(z) + recur(h.astype(x.dtype))) + (1 - slope)
-        i, f, g, o = sweep.split(gates, 4)
+        i, f, g, o = jnp.split(gates, 4, 1)
         c = chosen(keep, f * c + i * g, c)
         h = chosen(keep, o * jnp.tanh(c), h)
         return (h, c), (gates.astype(x.dtype), h.astype(x.dtype), c)
 
-    first = [sweep.state(start(each, x, units)) for each in (h0, c0)]
-    last, saved = sweep.run(step, tuple(first), (sweep.sequence(z), steps_kept(sweep, keep)))
-    h, c = (sweep.state(each).astype(x.dtype) for each in last)
-    y = within(keep, sweep.restored(saved[1]))
+    first = [start(each, x, units) for each in (h0, c0)]
+    last, saved = sweep.run(step, tuple(first), (z, keep))
+    h, c = (each.astype(x.dtype) for each in last)
+    y = within(keep, saved[1])
     return (y, (h, c)), Residuals(x, wx, wh, b, state, lengths, *saved)
 
 
@@ -163,14 +162,14 @@ def lstm_deltas(
     """The reverse scan."""
     x, _, wh, _, state, lengths, gates, hs, cs = residuals
     units = wh.shape[0]
-    sweep, keep = sweep_of(x, units, reverse), kept(lengths, x.shape[1])
+    sweep, keep = sweep_of(x, wh, reverse), kept(lengths, x.shape[1])
     recur = sweep.times(whole(wh).astype(x.dtype).T)
     h0, c0 = (None, None) if state is None else state
-    before = sweep.before(sweep.state(start(c0, x, units)), cs)
+    before = sweep.before(start(c0, x, units), cs)
 
     def step(carry: State, own: PyTree) -> tuple[State, Array]:
         (dh, dc), (dy, gates, c, tanh_c, keep) = carry, own
-        i, f, g, o = sweep.split(upcast(gates), 4)
+        i, f, g, o = jnp.split(upcast(gates), 4, 1)
         dh_t = dh + upcast(dy)
         dc_t = dc + dh_t * o * (1 - tanh_c * tanh_c)
         parts = [
@@ -179,21 +178,18 @@ def lstm_deltas(
             dc_t * i * (1 - g * g),
             dh_t * tanh_c * (o * (1 - o)),
         ]
-        dz = sweep.join(parts)
+        dz = jnp.concatenate(parts, 1)
         dz = chosen(keep, dz, jnp.zeros_like(dz)).astype(x.dtype)
         return (chosen(keep, recur(dz), dh), chosen(keep, dc_t * f, dc)), dz
 
-    error, last = within(keep, dy[0]), tuple(sweep.state(upcast(each)) for each in dy[1])
-    own = (sweep.sequence(error), gates, before, jnp.tanh(cs), steps_kept(sweep, keep))
+    error, last = within(keep, dy[0]), tuple(upcast(each) for each in dy[1])
+    own = (error, gates, before, jnp.tanh(cs), keep)
     first, dz = sweep.back(step, last, own)
-    h = sweep.restored(sweep.before(sweep.state(start(h0, x, units)), hs))
+    h = sweep.before(start(h0, x, units), hs)
     dstate = None
     if state is not None:
-        dh, dc = (
-            like_primal(sweep.state(each), one) for each, one in zip(first, state, strict=True)
-        )
-        dstate = (dh, dc)
-    return Deltas(sweep.restored(dz), h, dstate)
+        dstate = (like_primal(first[0], state[0]), like_primal(first[1], state[1]))
+    return Deltas(dz, h, dstate)
 
 
 def lstm_reference(

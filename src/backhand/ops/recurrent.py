@@ -1,4 +1,4 @@
-"""What recurrent ops share: how a sequence is laid out for a scan, lengths, and what is refused.
+"""What recurrent ops share: the scan over a sequence, lengths, and what is refused.
 
 A recurrence reads its input one step at a time. What does not depend on the state is done for the
 whole sequence at once: before the scan the product of the input with its weights; after the reverse
@@ -31,70 +31,40 @@ from backhand.visit import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A scan over time and the layout of its arrays.
+    """A scan over time, and how a step is multiplied.
 
     Attributes:
-        columns: whether a step's arrays are (F, B), an example in a column, or (B, F).
+        turned: whether a product of a step's array (B, F) is taken of its transpose.
         backwards: whether it begins at the last step.
     """
 
-    columns: bool
+    turned: bool
     backwards: bool
-
-    def sequence(self, x: Array) -> Array:
-        """(B, T, F) as a scan has it: (T, F, B), or as it is."""
-        return jnp.transpose(x, (1, 2, 0)) if self.columns else x
-
-    def restored(self, xs: Array) -> Array:
-        """What `sequence` was given: (B, T, F)."""
-        return jnp.transpose(xs, (2, 0, 1)) if self.columns else xs
-
-    def state(self, h: Array) -> Array:
-        """(B, F) as a step has it, and back again."""
-        return h.T if self.columns else h
-
-    def vector(self, v: Array) -> Array:
-        """(F,) to meet a step's arrays."""
-        return v[:, None] if self.columns else v[None]
 
     def times(self, w: Array) -> Callable[[Array], Array]:
         """The product of a step's array with w (I, O), accumulated in at least float32.
 
         The operand is laid out once, outside the scan: contracting the wrong axis of it inside is
-        4 to 20 times slower on CPU.
+        4 to 20 times slower on CPU. XLA would turn a turned product back; it does not see that the
+        choice changes nothing.
         """
-        wide, operand = accumulation_dtype(w.dtype), self.state(w)
+        wide, operand = accumulation_dtype(w.dtype), w.T if self.turned else w
 
         def multiply(h: Array) -> Array:
-            pair = (operand, h) if self.columns else (h, operand)
-            return jnp.matmul(*pair, preferred_element_type=wide)
+            if not self.turned:
+                return jnp.matmul(h, operand, preferred_element_type=wide)
+            z = jnp.matmul(operand, h.T, preferred_element_type=wide)
+            return jnp.where(z == z, z, jnp.nan).T
 
         return multiply
 
-    def split(self, z: Array, parts: int) -> list[Array]:
-        """A step's features in equal parts, one for each gate."""
-        return jnp.split(z, parts, self._features)
-
-    def join(self, parts: Sequence[Array]) -> Array:
-        """The inverse of `split`."""
-        return jnp.concatenate(parts, self._features)
-
-    @property
-    def _features(self) -> int:
-        return 0 if self.columns else 1
-
-    @property
-    def _time(self) -> int:
-        return 0 if self.columns else 1
-
     def before(self, first: Array, hs: Array) -> Array:
         """The states that each step began with, from those that it ended with."""
-        time = self._time
-        steps, first = hs.shape[time], jnp.expand_dims(first, time).astype(hs.dtype)
+        steps, first = hs.shape[1], first[:, None].astype(hs.dtype)
         if steps == 0:
             return hs
-        rest = lax.slice_in_dim(hs, self.backwards, steps - 1 + self.backwards, axis=time)
-        return jnp.concatenate((rest, first) if self.backwards else (first, rest), time)
+        rest = lax.slice_in_dim(hs, self.backwards, steps - 1 + self.backwards, axis=1)
+        return jnp.concatenate((rest, first) if self.backwards else (first, rest), 1)
 
     def run(self, step: Callable[..., Any], start: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
         """`lax.scan` in the sweep's direction; `start` made to differ over devices as `xs` do.
@@ -119,9 +89,9 @@ class Sweep:
         self, step: Callable[..., Any], start: PyTree, xs: PyTree, replace: bool
     ) -> tuple[PyTree, PyTree]:
         start, leaf = varying(start, xs), jax.tree.leaves(xs)[0]
-        if leaf.shape[self._time] == 0 or explicit_sharding(leaf) is not None:
-            last, ys = lax.scan(step, start, self._time_first(xs), reverse=self.backwards)
-            return last, self._time_first(ys)
+        if leaf.shape[1] == 0 or explicit_sharding(leaf) is not None:
+            last, ys = lax.scan(step, start, _swapped(xs), reverse=self.backwards)
+            return last, _swapped(ys)
 
         here = functools.partial(self._in_place, step, replace)
         if all(_wide(x) is x for x in jax.tree.leaves(xs)):
@@ -134,16 +104,16 @@ class Sweep:
     ) -> tuple[PyTree, PyTree]:
         """`lax.scan` over time where it lies."""
         given, structure = jax.tree.flatten(xs)
-        time, steps = self._time, given[0].shape[self._time]
+        steps = given[0].shape[1]
 
         def read(arrays: Sequence[Array], t: Array | int) -> PyTree:
-            own = [lax.dynamic_index_in_dim(x, t, time, keepdims=False) for x in arrays]
+            own = [lax.dynamic_index_in_dim(x, t, 1, keepdims=False) for x in arrays]
             return jax.tree.unflatten(structure, own)
 
         one, made = jax.tree.flatten(jax.eval_shape(lambda: step(start, read(given, 0))[1]))
         arrays, places = list(given), []
         for y in one:
-            shape = (*y.shape[:time], steps, *y.shape[time:])
+            shape = (len(y), steps, *y.shape[1:])
             same = (i for i, x in enumerate(given) if (x.shape, x.dtype) == (shape, y.dtype))
             place = next((i for i in same if replace and i not in places), len(arrays))
             if place == len(arrays):
@@ -154,7 +124,7 @@ class Sweep:
             state, arrays = carry
             state, ys = step(state, read(arrays[: len(given)], t))
             for i, y in zip(places, jax.tree.leaves(ys), strict=True):
-                arrays[i] = lax.dynamic_update_index_in_dim(arrays[i], y, t, time)
+                arrays[i] = lax.dynamic_update_index_in_dim(arrays[i], y, t, 1)
             return (state, arrays), None
 
         carry, times = varying((start, arrays), xs), jnp.arange(steps, dtype=jnp.int32)
@@ -169,7 +139,7 @@ class Sweep:
         XLA on CPU has no bfloat16 of its own: to write one step of a sequence it converts all of it
         to float32 and back, at every step.
         """
-        first = jax.tree.map(lambda x: lax.index_in_dim(x, 0, self._time, keepdims=False), xs)
+        first = jax.tree.map(lambda x: lax.index_in_dim(x, 0, 1, keepdims=False), xs)
         one = jax.eval_shape(step, start, first)[1]
 
         def wide(state: PyTree, own: PyTree) -> tuple[PyTree, PyTree]:
@@ -179,9 +149,10 @@ class Sweep:
         last, ys = self._in_place(wide, replace, start, jax.tree.map(_wide, xs))
         return last, jax.tree.map(lambda y, like: y.astype(like.dtype), ys, one)
 
-    def _time_first(self, tree: PyTree) -> PyTree:
-        """A scan's arrays with time in front, and back again."""
-        return tree if self.columns else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+def _swapped(tree: PyTree) -> PyTree:
+    """Arrays (B, T, ...) with time in front, and back again."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def _wide(x: Array) -> Array:
@@ -189,22 +160,22 @@ def _wide(x: Array) -> Array:
     return upcast(x) if is_floating(x) else x
 
 
-COLUMNS_FROM = 768
-"""The units from which examples lie in columns.
+TURNED_FROM = 1 << 19
+"""Elements of the state's weights from which products are turned.
 
-Both ways on 2 CPU cores, rows : columns, in times of autodiff: an LSTM of 1024 units 0.53 : 0.41 at
-batch 8 and 0.90 : 0.64 at batch 32, of 768 units 0.81 : 0.73, of 512 units 0.82 : 0.82, of 256
-units 0.60 : 0.70 at batch 8 and 0.74 : 0.94 at batch 16; GRU and Elman alike.
+Both ways on 2 CPU cores, turned : not, an LSTM of 384 units takes 0.92 of the time at batch 8, of
+512 units 0.84 to 0.92 at batch 16 and 32, of 256 units 1.00 to 1.09; GRU and Elman alike.
 """
 
 
-def sweep_of(x: Array, units: int, reverse: bool) -> Sweep:
-    """A sweep over `x` (B, T, D) in the faster layout for so many units.
+def sweep_of(x: Array, wh: Array, reverse: bool) -> Sweep:
+    """A sweep over `x` (B, T, D) in the faster form for a state with the weights `wh` (H, G).
 
-    Rows need a second copy of the state's weights, so that they are for sequences that outweigh it.
+    What is not turned needs a copy of the weights on the way back, so that it is for sequences that
+    outweigh it.
     """
     batch, steps, _ = x.shape
-    return Sweep(units >= COLUMNS_FROM or batch * steps < units, reverse)
+    return Sweep(wh.size >= TURNED_FROM or batch * steps < len(wh), reverse)
 
 
 def kept(lengths: Array | None, steps: int) -> Array | None:
@@ -215,11 +186,6 @@ def kept(lengths: Array | None, steps: int) -> Array | None:
 def within(keep: Array | None, x: Array) -> Array:
     """`x` (B, T, F), zero after the end of its sequence whatever is there, NaN included."""
     return x if keep is None else jnp.where(keep, x, jnp.zeros((), x.dtype))
-
-
-def steps_kept(sweep: Sweep, keep: Array | None) -> Array | None:
-    """`kept` for the steps of a scan."""
-    return None if keep is None else sweep.sequence(keep)
 
 
 def chosen(keep: Array | None, new: Array, old: Array) -> Array:
