@@ -47,6 +47,32 @@ def test_only_floating_point_has_a_cotangent():
     assert not is_floating(jax.random.key(0))
 
 
+def test_settings_that_are_text_are_refused(unchecked, nothing_compiles):
+    x, rows = jax.ShapeDtypeStruct((2, 4, 2, 6), "float32"), jax.ShapeDtypeStruct((3, 4), "float32")
+    ids = jax.ShapeDtypeStruct((3,), "int32")
+    trunk = bh.embedding(8, 4)
+    with nothing_compiles():
+        for op, given, named in (
+            (bh.ops.gelu.bind(approximate="tanh"), (x,), "gelu's approximate must be True"),
+            (bh.ops.attention.bind(causal="no"), (x, x, x), "attention's causal must be True"),
+            (bh.ops.average_pool.bind(window=2, count_padding="no"), (x,), "count_padding must be"),
+            (bh.ops.average_pool.bind(window="2"), (x,), "a window of integers, got '2'"),
+            (bh.losses.info_nce.bind(temperature="1"), (rows, rows), "temperature must be a num"),
+            (bh.losses.softmax_focal.bind(gamma="2"), (rows, ids), "gamma must be a number"),
+        ):
+            with pytest.raises(TypeError, match=named):
+                jax.eval_shape(op, *given)
+        with pytest.raises(TypeError, match="embedding's features must be a whole number, got"):
+            bh.embedding(20, 8.5)
+        with pytest.raises(TypeError, match="vocabulary must be a whole number, got '8'"):
+            bh.linear_cross_entropy_objective(trunk, "8")
+        with pytest.raises(TypeError, match=r"tied must be the path of a table, .* got True"):
+            bh.linear_cross_entropy_objective(trunk, 8, tied=True)
+        loss = bh.objective(bh.dense(2), bh.losses.mean_squared_error)
+        with pytest.raises(TypeError, match="training must be True or False, got 'no'"):
+            bh.value_and_grad(loss)({}, {}, training="no")
+
+
 def test_the_inverse_of_nothing_is_zero_without_a_gradient():
     assert inverse(jnp.asarray([0.0, 4.0])).tolist() == [0, 0.25]
     assert jax.grad(lambda w: inverse(w).sum())(jnp.asarray([0.0, 2.0])).tolist() == [0, -0.25]

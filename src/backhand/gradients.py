@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from backhand.arrays import inverse, is_floating
+from backhand.arrays import flag, inverse, is_floating
 from backhand.batch import Batch as Batch
 from backhand.batch import check_batch, names_of
 from backhand.bounds import Bounds, noted
@@ -182,6 +182,7 @@ def objective(
     def check(
         params: Params, batch: Any, *, key: Array | None = None, training: bool = False
     ) -> None:
+        flag("training", training)
         batch = dict(batch) if isinstance(batch, Mapping) else batch
         leaves, structure = jax.tree.flatten((params, batch))
         shapes = ((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer, lecun_normal, normal
 
-from backhand.arrays import accumulation_dtype
+from backhand.arrays import accumulation_dtype, whole_number
 from backhand.combinators import chain, share
 from backhand.contributions import Outer
 from backhand.gradients import Objective, objective
@@ -56,7 +56,7 @@ def linear_cross_entropy_objective(
         initializer: of w; LeCun's normal by default. A tied table has the embedding's.
 
     Raises:
-        TypeError: if the trunk is no layer.
+        TypeError: if the trunk is no layer, or another argument not of its type.
         ValueError: if V < 1, or for an initializer of a tied table; at init, for a path that does
             not exist, or a table of another shape.
 
@@ -77,8 +77,10 @@ def linear_cross_entropy_objective(
     """
     if not isinstance(trunk, Layer):
         raise TypeError(f"linear_cross_entropy_objective needs a layer as its trunk, got {trunk!r}")
-    if vocabulary < 1:
+    if whole_number("linear_cross_entropy_objective's vocabulary", vocabulary) < 1:
         raise ValueError(f"linear_cross_entropy_objective needs vocabulary >= 1, got {vocabulary}")
+    if tied is not None and not isinstance(tied, str):
+        raise TypeError(f"tied must be the path of a table, such as 'tokens/table', got {tied!r}")
     if tied is not None and initializer is not None:
         raise ValueError(f"the table at {tied!r} has an initializer already: give none beside tied")
     settings = {

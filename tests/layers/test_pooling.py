@@ -52,6 +52,9 @@ def test_padding_neither_counts_nor_has_an_error(x64, make):
     assert not np.any(dx[~there])
 
 
+LENGTHS = np.array([1, 2])
+
+
 def test_masks_and_lengths_that_do_not_fit_are_refused(unchecked, nothing_compiles):
     x, layer = jax.ShapeDtypeStruct((2, 4, 3), "float32"), bh.global_max_pool()
     with nothing_compiles():
@@ -62,6 +65,12 @@ def test_masks_and_lengths_that_do_not_fit_are_refused(unchecked, nothing_compil
                 r"a mask of the shape of x .*got \(2, 3\)",
             ),
             ({"mask": np.ones((2, 4))}, TypeError, "a boolean mask, got float64"),
+            (
+                {"mask": np.ones((2, 3), bool), "lengths": LENGTHS},
+                ValueError,
+                "a mask of the shape",
+            ),
+            ({"mask": np.ones((2, 4)), "lengths": LENGTHS}, TypeError, "a boolean mask, got float"),
             ({"lengths": np.array([5, 1])}, ValueError, "lengths"),
             ({"lengths": np.array([1.0, 2.0])}, TypeError, "integer lengths"),
         ):

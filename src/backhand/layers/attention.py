@@ -44,7 +44,8 @@ def multi_head_attention(
 
     Parameters: query, key, value and out, each with w (and b), float32, or float64 for float64
     inputs. Uses, each where it is given: `mask` (B, S) and `lengths` (B,), which keys there are;
-    `segments` (B, T) and `key_segments` (B, S), of which a query sees its own.
+    `segments` (B, T) and `key_segments` (B, S), of which a query sees its own. x goes through the
+    maps also where it is padding: it must be finite there.
 
     Args:
         heads: H.

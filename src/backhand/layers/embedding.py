@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Integer
 
 from backhand import ops
-from backhand.arrays import accumulation_dtype
+from backhand.arrays import accumulation_dtype, whole_number
 from backhand.contributions import Outer, Rows
 from backhand.ops.linear import linear_dx
 from backhand.protocol import Layer, layer, need_floating
@@ -100,6 +100,7 @@ def unembedding(vocabulary: int, *, initializer: Initializer | None = None) -> L
 def _checked(
     name: str, vocabulary: int, features: int, initializer: Initializer | None
 ) -> Initializer:
-    if vocabulary < 1 or features < 1:
+    sizes = {"vocabulary": vocabulary, "features": features}
+    if min(whole_number(f"{name}'s {what}", size) for what, size in sizes.items()) < 1:
         raise ValueError(f"{name} needs at least 1 row and 1 feature, got {vocabulary}, {features}")
     return normal(0.02) if initializer is None else initializer

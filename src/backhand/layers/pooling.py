@@ -3,6 +3,7 @@
 from jax import Array
 
 from backhand import ops
+from backhand.ops.global_pooling import check_mask
 from backhand.ops.lengths import check_lengths, present
 from backhand.ops.settings import Padding, PerAxis
 from backhand.protocol import Layer, Op, as_layer, layer
@@ -103,11 +104,14 @@ def _within(name: str, x: Array, mask: Array | None, lengths: Array) -> Array:
     """Which steps of sequences are within their lengths, and in the mask.
 
     Raises:
-        TypeError: if lengths are not integers.
-        ValueError: if x is not (B, T, C), or lengths not (B,) and in [0, T].
+        TypeError: if lengths are not integers, or the mask not boolean.
+        ValueError: if x is not (B, T, C), or lengths not (B,) and in [0, T]; for a mask of another
+            shape.
     """
     if x.ndim != 3:
         raise ValueError(f"{name} takes lengths of sequences (B, T, C), got x of shape {x.shape}")
+    if mask is not None:
+        check_mask(name, mask, x)
     check_lengths(name, lengths, x.shape[0], x.shape[1], "the steps of x")
     inside = present(lengths, x.shape[1])
     return inside if mask is None else inside & mask

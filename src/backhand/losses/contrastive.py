@@ -23,6 +23,7 @@ from backhand.arrays import (
     explicit_sharding,
     flag,
     like_primal,
+    number,
     product,
     upcast,
 )
@@ -65,7 +66,7 @@ def info_nce_forward(
     Queries and keys of two encoders, or of two views by one, are predictions both: `paired`.
 
     Args:
-        queries: (B, D), of any length: directions are compared.
+        queries: (B, D), of any length from 1e-6 up: directions are compared.
         keys: of the same shape; key i belongs to query i.
         weights: per example, (B,).
         temperature: tau above 0.
@@ -87,7 +88,7 @@ def info_nce_forward(
         Radford et al., "CLIP", 2021.
     """
     flag("info_nce's symmetric", symmetric)
-    if not temperature > 0:
+    if not number("info_nce's temperature", temperature) > 0:
         raise ValueError(f"info_nce needs a temperature above 0, got {temperature}")
     need_floating("info_nce", queries, "queries")
     need_floating("info_nce", keys, "keys")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from backhand.arrays import is_floating, like_primal, upcast
+from backhand.arrays import is_floating, like_primal, number, upcast
 from backhand.losses.classification import check_classes, check_labels, inside, probabilities
 from backhand.losses.common import (
     Sum,
@@ -223,9 +223,9 @@ def _power(q: Array, gamma: float) -> Array:
 
 
 def _check(name: str, gamma: float, alpha: float | None = None) -> None:
-    if not gamma >= 0:
+    if not number(f"{name}'s gamma", gamma) >= 0:
         raise ValueError(f"{name} needs gamma of 0 or more, got {gamma}")
-    if alpha is not None and not 0 <= alpha <= 1:
+    if alpha is not None and not 0 <= number(f"{name}'s alpha", alpha) <= 1:
         raise ValueError(f"{name} needs alpha in [0, 1], or None; got {alpha}")
 
 

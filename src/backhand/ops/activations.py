@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
-from backhand.arrays import upcast
+from backhand.arrays import flag, upcast
 from backhand.protocol import Op, need_floating
 
 X = Float[Array, "*shape"]
@@ -129,6 +129,9 @@ def gelu_forward(x: X, *, approximate: bool = False) -> tuple[X, X]:
     (1 + tanh u) / 2, where u = sqrt(2/pi) (x + 0.044715 x^3), and the derivative is that of the
     approximation: (1 + tanh u) / 2 + x (1 - tanh^2 u) u' / 2.
 
+    Phi is (1 + erf(x / sqrt 2)) / 2, in half the time of erfc: it is off by a rounding of 1, so
+    that below -5, where Phi is smaller than that, y and its derivative have few right digits.
+
     Saves x.
 
     Example:
@@ -140,6 +143,7 @@ def gelu_forward(x: X, *, approximate: bool = False) -> tuple[X, X]:
         Hendrycks and Gimpel, "Gaussian error linear units (GELUs)", 2016.
     """
     need_floating("gelu", x)
+    flag("gelu's approximate", approximate)
     half = 0.5 * upcast(x)
     return (half + half * _erf(upcast(x), approximate)).astype(x.dtype), x
 

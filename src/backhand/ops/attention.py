@@ -23,7 +23,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
-from backhand.arrays import accumulation_dtype, explicit_sharding, like_primal, need_mask, number
+from backhand.arrays import (
+    accumulation_dtype,
+    explicit_sharding,
+    flag,
+    like_primal,
+    need_mask,
+    number,
+)
 from backhand.ops.attention_blocks import AT_A_TIME, Head, Scores, backward_head, forward_head
 from backhand.ops.attention_heads import at_once, in_turn
 from backhand.ops.lengths import check_integers, check_lengths, present
@@ -218,6 +225,7 @@ def _scores(
     dtypes = {x.dtype for x in (q, k, v)}
     wide = accumulation_dtype(*dtypes, *([] if bias is None else [bias.dtype]))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    causal = flag("attention's causal", causal)
     return Scores(causal, window, scale, soft_cap, q.dtype if len(dtypes) == 1 else wide, wide)
 
 

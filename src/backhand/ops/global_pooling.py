@@ -284,13 +284,23 @@ def _spatial(name: str, x: Array, mask: Array | None = None) -> tuple[int, ...]:
             f"something along each, got {x.shape}; add a missing channel axis with x[..., None]"
         )
     if mask is not None:
-        need_mask(name, mask)
-        if mask.shape != x.shape[:-1]:
-            raise ValueError(
-                f"{name} needs a mask of the shape of x {x.shape} without its channels, "
-                f"{x.shape[:-1]}, got {mask.shape}"
-            )
+        check_mask(name, mask, x)
     return tuple(range(1, x.ndim - 1))
+
+
+def check_mask(name: str, mask: Array, x: Array) -> None:
+    """Refuses a mask that is not one boolean a position.
+
+    Raises:
+        TypeError: if it is not boolean.
+        ValueError: for its shape.
+    """
+    need_mask(name, mask)
+    if mask.shape != x.shape[:-1]:
+        raise ValueError(
+            f"{name} needs a mask of the shape of x {x.shape} without its channels, "
+            f"{x.shape[:-1]}, got {mask.shape}"
+        )
 
 
 def _where(mask: Array | None, x: Array, padding: int | float) -> Array:

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt
 
-from backhand.arrays import in_pairs, upcast
+from backhand.arrays import flag, in_pairs, upcast
 from backhand.ops.pooling_windows import (
     UNROLLED,
     PoolingWindows,
@@ -147,6 +147,7 @@ def average_pool_forward(
         [2.0, 1.0]
     """
     windows = pooling_windows("average_pool", x, window, stride, padding)
+    flag("average_pool's count_padding", count_padding)
     wide, how = upcast(x), _for_lax(windows)
     sums: Any
     if windows.is_padded:

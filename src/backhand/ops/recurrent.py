@@ -19,6 +19,7 @@ from backhand.arrays import (
     by_batch,
     described,
     explicit_sharding,
+    flag,
     is_floating,
     product,
     upcast,
@@ -175,7 +176,8 @@ def sweep_of(x: Array, wh: Array, reverse: bool) -> Sweep:
     outweigh it.
     """
     batch, steps, _ = x.shape
-    return Sweep(wh.size >= TURNED_FROM or batch * steps < len(wh), reverse)
+    turned = wh.size >= TURNED_FROM or batch * steps < len(wh)
+    return Sweep(turned, flag("reverse", reverse))
 
 
 def kept(lengths: Array | None, steps: int) -> Array | None:

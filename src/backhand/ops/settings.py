@@ -33,7 +33,8 @@ def per_axis(name: str, what: str, given: PerAxis, rank: int) -> tuple[int, ...]
         ValueError: if there are not as many, or one is below 1.
         TypeError: if one is not an integer.
     """
-    several = isinstance(given, Sequence) or getattr(given, "ndim", 0) > 0
+    listed = isinstance(given, Sequence) or getattr(given, "ndim", 0) > 0
+    several = listed and not isinstance(given, str)
     values: tuple[Any, ...] = tuple(given) if several else (given,) * rank  # type: ignore[arg-type]
     if len(values) != rank:
         axes = f" or {rank}, one for each spatial axis" if rank > 1 else ", for one spatial axis"
