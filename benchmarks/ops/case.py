@@ -159,13 +159,13 @@ def errors_of(
     case: Case, arguments: tuple[Any, ...], sides: Sequence[Callable[..., Any]]
 ) -> dict[str, float]:
     """The errors of a row."""
-    ours, theirs = errors(sides, case.theirs, arguments)
-    if case.reference is not None:
+    if case.reference is None:
+        ours, theirs = errors(sides, case.theirs, arguments)
+    else:
         (ours,) = errors(sides[:1], case.reference, arguments)
-    return {
-        **{"error": ours[0], "autodiff_error": theirs[0]},
-        **{"rms_error": ours[1], "autodiff_rms_error": theirs[1]},
-    }
+        (theirs,) = errors(sides[1:], case.theirs, arguments)
+    largest = {"error": ours[0], "autodiff_error": theirs[0]}
+    return {**largest, "rms_error": ours[1], "autodiff_rms_error": theirs[1]}
 
 
 def with_errors(row: Row, case: Case) -> Row:

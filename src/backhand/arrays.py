@@ -278,7 +278,8 @@ def sum_leading(x: Array, rank: int, dtype: jnp.dtype) -> Array:
     axes = tuple(range(x.ndim - rank))
     rows, width = math.prod(x.shape[: len(axes)]), math.prod(x.shape[len(axes) :])
     copied = x.dtype != dtype and rows > 8  # XLA would convert all of x before it is cut
-    if rows < 2 or width < WIDE or copied or explicit_sharding(x) is not None:
+    split = explicit_sharding(x) is not None or jax.local_device_count("cpu") > 1
+    if rows < 2 or width < WIDE or copied or split:  # rows cut on several devices would move
         return jnp.sum(x, axes, dtype=dtype)
 
     def on_cpu(x: Array) -> Array:

@@ -64,3 +64,12 @@ def test_what_does_not_fit_is_refused(unchecked):
         jax.eval_shape(DICE, x, shape((3, 5, 1), "int32"))
     with pytest.raises(ValueError, match="dice needs weights whose shape begins"):
         jax.eval_shape(DICE, x, t, shape((3, 4), "float32"))
+
+
+def test_what_is_nearly_certain_keeps_its_digits():
+    x = jnp.linspace(-12, 12, 97).reshape(1, 97, 1)
+    t = np.asarray(x > 0)
+    own = jax.grad(lambda x: DICE(x, t)[0])(x)
+    with jax.enable_x64(True):
+        exact = jax.grad(lambda x: DICE(x, t)[0])(jnp.asarray(np.asarray(x, float)))
+    np.testing.assert_allclose(own, np.asarray(exact), rtol=3e-6)

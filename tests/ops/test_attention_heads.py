@@ -32,15 +32,15 @@ def heads(bias):
 SIZES = [(None, 1), (None, 4), (None, 100), ((2, 3), 2), ((1, 3), 1), ((2, 1), 1), ((1, 1), 4)]
 
 
+@pytest.mark.parametrize("sliced", [False, True])
 @pytest.mark.parametrize(("bias", "size"), SIZES)
-def test_in_turn_and_at_once_are_the_same(bias, size, x64):
+def test_in_turn_and_at_once_are_the_same(bias, size, sliced, x64):
     head, do = heads(bias)
 
     @jax.jit
     def run(head, do):
-        return at_once(of_head, head, do), in_turn(
-            of_head, head, do, size=size, sliced=size % 2 == 0
-        )
+        one_by_one = in_turn(of_head, head, do, size=size, sliced=sliced)
+        return at_once(of_head, head, do), one_by_one
 
     together, one_by_one = run(head, do)
     assert_close(one_by_one, together)

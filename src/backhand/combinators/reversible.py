@@ -25,7 +25,7 @@ Errors = tuple[Array, Array]
 
 
 class Exact(NamedTuple):
-    """An array near + rest, of twice the digits of its dtype."""
+    """An array near + rest, of nearly twice the digits of its dtype."""
 
     near: Array
     rest: Array
@@ -52,14 +52,17 @@ def reversible(f: Layer, g: Layer, depth: int) -> Layer:
     its arguments.
 
     Rebuilding does not drift. Each half is carried, from first to last step, in at least float32
-    and beside it what rounding took from it, so that a sum can be taken back exactly; it is cast to
-    the dtype of x where a branch reads it. What is saved is the output twice over. Of blocks of
+    and beside it what rounding took from it, so that a sum can be taken back to 48 bits; it is cast
+    to the dtype of x where a branch reads it. What is saved is the output twice over; both ways
+    together take up to 1.2 of the time of plain subtraction. Of blocks of
     normalization and MLP the gradient is off from the float64 truth by 2.5e-7, 3.1e-7, 4.1e-7 and
     5.5e-7 in float32 at depth 8, 16, 32 and 128, where storing everything gives 2.5e-7, 3.4e-7,
     4.1e-7 and 7.0e-7, and plain subtraction 4.0e-7, 8.1e-7, 2.0e-6 and 1.0e-5. In bfloat16 it is
     off by 1.0, 1.2, 1.5 and 2.2%, where storing gives 1.0, 1.3, 1.7 and 2.2%. `drift` in
-    tests/combinators/test_reversible.py measures it. A branch may be unbounded, too: of gated MLPs
-    whose outputs are 4,000 times their inputs the gradient is off by 2e-6, not by 5e-3.
+    tests/combinators/test_reversible.py measures it. A branch may let a half grow: of gated MLPs
+    whose outputs are 4,000 times their inputs the gradient is off by 2e-6, not by 5e-3. From about
+    a million times on what is taken away is larger than the digits that are kept, and the gradient
+    is lost: at 1e8 it is off by 3e-5, at 5e9 by a tenth. Keep branches normalized or bounded.
 
     Parameters: "f" and "g", each those of its layer stacked on a leading axis, as in `repeat`.
 
@@ -183,7 +186,7 @@ def _half(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _plus(half: Exact, z: Array) -> Exact:
-    """half + z, by Knuth's exact sum of two numbers; infinity has no rest."""
+    """half + z, by Knuth's sum of two numbers and its error; infinity has no rest."""
     near = half.near + z
     part = near - half.near
     rest = (half.near - (near - part)) + (z - part) + half.rest

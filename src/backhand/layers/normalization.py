@@ -91,7 +91,7 @@ def instance_norm(*, eps: float = 1e-5) -> Layer:
         [[[-1.0], [1.0]]]
     """
     op = ops.instance_norm.bind(eps=eps)
-    return _within_examples(op, lambda x: over_groups(x, x.shape[-1]), check_positions)
+    return _within_examples(op, lambda x: over_groups(x, max(1, x.shape[-1])), check_positions)
 
 
 def _within_examples(

@@ -77,7 +77,7 @@ def sigmoid_focal_forward(
     """
     _check("sigmoid_focal", gamma, alpha)
     x, t = pair("sigmoid_focal", logits, targets)
-    q, c, a, _ = _sigmoid_parts(x, t, alpha)
+    q, c, a, *_ = _sigmoid_parts(x, t, alpha)
     losses = a * _power(q, gamma) * c
     return weighted_sum("sigmoid_focal", losses, weights), (logits, targets, weights)
 
@@ -87,13 +87,13 @@ def sigmoid_focal_backward(
 ) -> Errors:
     logits, targets, weights = residuals
     x, t = pair("", logits, targets)
-    q, c, a, s = _sigmoid_parts(x, t, alpha)
+    q, c, a, s, rest = _sigmoid_parts(x, t, alpha)
     f = _power(q, gamma)
     dlosses, dweights = weighted_sum_backward(a * f * c, weights, dy)
-    dx, dt = f * (s - t), -f * x
+    dx, dt = f * ((1 - t) * s - t * rest), -f * x
     if gamma:
         df = gamma * _power(q, gamma - 1) * c
-        dx = dx + df * ((1 - 2 * t) * (s * (1 - s)))
+        dx = dx + df * ((1 - 2 * t) * (s * rest))
         dt = dt + df * (1 - 2 * s)
     dx, dt = a * dx, a * dt + (0.0 if alpha is None else (2 * alpha - 1) * f * c)
     return (
@@ -103,12 +103,15 @@ def sigmoid_focal_backward(
     )
 
 
-def _sigmoid_parts(x: Array, t: Array, alpha: float | None) -> tuple[Array, Array, Any, Array]:
-    """What is missing, the cross-entropy, the weight of the class, and the sigmoid."""
-    s = jax.lax.logistic(x)
-    q = t * jax.lax.logistic(-x) + (1 - t) * s
+def _sigmoid_parts(
+    x: Array, t: Array, alpha: float | None
+) -> tuple[Array, Array, Any, Array, Array]:
+    """What is missing, the cross-entropy, the weight of the class, the sigmoid, the rest to 1."""
+    s, other = jax.lax.logistic(x), jax.lax.logistic(-x)
+    rest = jnp.where(x > 0, other, 1 - s)  # of a large x all digits, else those that s has lost
+    q = t * other + (1 - t) * s
     c = jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return q, c, 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t), s
+    return q, c, 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t), s, rest
 
 
 def sigmoid_focal_reference(

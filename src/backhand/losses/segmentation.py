@@ -78,8 +78,9 @@ def dice_backward(
     n, d = _parts(p, t, smooth)
     dlosses, dweights = weighted_sum_backward(1 - n / d, weights, dy)
     pixels = tuple(range(1, x.ndim - 1))
+    rest = jnp.where(x > 0, jax.lax.logistic(-x), 1 - p)  # 1 - p, whose digits a large x would lose
     dlosses, share, inverse = (jnp.expand_dims(y, pixels) for y in (dlosses, n / d, 1 / d))
-    dx = masked(dlosses, (share - 2 * t) * inverse * (p * (1 - p)))
+    dx = masked(dlosses, (share - 2 * t) * inverse * (p * rest))
     dt = masked(dlosses, (share - 2 * p) * inverse)
     return like_primal(dx, logits), target_error(dt, targets), dweights
 

@@ -245,6 +245,7 @@ def _on_this_platform(
     everywhere = run(how, at_once, rows)
     if explicit_sharding(q) is not None:
         return everywhere(head, *more)
+    group = heads // key_heads
     most = AT_ONCE if heads > 1 and head.bias is None else AT_ONCE // 2
     few = batch * tokens * heads * keys <= most
     size = max(1, IN_TURN * key_heads // (tokens * heads * keys))
@@ -259,9 +260,14 @@ def _on_this_platform(
         reads=how.gives,
         keys_first=simple and turned,
         q_scaled=not (few and sliced),
-        together=(1 if heads == key_heads else 2) if sliced else AT_A_TIME,
+        together=_together(rows * group * keys) if not sliced else 1 if group == 1 else 2,
     )
     return lax.platform_dependent(head, *more, cpu=run(own, each, rows), default=everywhere)
+
+
+def _together(scores: int) -> int:
+    """How many blocks of so many scores, none left out, are taken in a step."""
+    return max(1, min(AT_A_TIME, AT_A_TIME * WHOLE // max(1, scores)))
 
 
 SHORT, SHORT_BLOCK, BLOCK = 256, 64, 128

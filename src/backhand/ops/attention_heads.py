@@ -51,7 +51,7 @@ def in_turn(f: OfHead, head: Head, *more: Any, size: int, sliced: bool) -> tuple
     if count == 0:
         return at_once(f, head, *more)
     size = max(d for d in range(1, max(1, size) + 1) if count % d == 0)
-    if size == 1 or shared:
+    if shared or (size == 1 and not sliced):
         return _one_by_one(f, head, *more, sliced=sliced)
 
     def flat(x: Array) -> Array:
@@ -61,7 +61,7 @@ def in_turn(f: OfHead, head: Head, *more: Any, size: int, sliced: bool) -> tuple
     if count <= size:
         stacked, dbias = jax.vmap(f)(*xs)
     else:
-        stacked, dbias = lax.map(lambda x: f(*x), xs, batch_size=size)
+        stacked, dbias = lax.map(lambda x: f(*x), xs, batch_size=size if size > 1 else None)
     result, dbias = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), (stacked, dbias))
     return jax.tree.map(_by_token, result), dbias
 

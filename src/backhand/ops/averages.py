@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -52,10 +52,12 @@ def over_features(x: Array) -> Average:
 def over_batch(x: Array, mask: Array | None = None) -> Average:
     """The sum over all axes but the last, over the number of positions in the mask."""
     axes = tuple(range(x.ndim - 1))
-    count = math.prod(x.shape[:-1]) if mask is None else jnp.sum(mask)
+    count: Any = max(1, math.prod(x.shape[:-1]))
+    if mask is not None:
+        count = jnp.maximum(1, jnp.sum(mask))
 
     def mean(x: Array, scale: Array | None = None) -> Array:
-        own = _sum(x, axes) / jnp.maximum(1, count).astype(x.dtype)
+        own = _sum(x, axes) / jnp.asarray(count, x.dtype)
         return own if scale is None else own * last_axis(scale, own)
 
     return Average(lambda x: x, mean)

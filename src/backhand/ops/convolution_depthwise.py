@@ -36,8 +36,9 @@ JOINED = 1 << 18
 """Elements of error at a time of which a weight's gradient is made: 1 MB in float32. At most a
 quarter of what the larger of input and error has."""
 
-ROWS = 32
-"""Rows whose products are written out; over one axis so many pieces of it, up to twice as many."""
+ROWS, SLICES = 32, 512
+"""Rows, or over one axis pieces of it, whose products are written out; fewer of wide kernels, whose
+slices would make a program too long."""
 
 TOGETHER = 16
 """Taps up to which those of all rows of a kernel are written out: a loop over the rows took 1.1 to
@@ -96,7 +97,7 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
         return jnp.moveaxis(each, 0, -1).reshape(taps, -1)
 
     zeros = jnp.zeros((taps, y.shape[-1]), accumulation_dtype(x.dtype, y.dtype))
-    rows = ROWS if windows.rank > 1 else max(ROWS, y.shape[1])
+    rows = _rows(kernel) if windows.rank > 1 else max(ROWS, y.shape[1])
     most = min(JOINED, max(x.size, y.size) // 4) // max(1, y.shape[-1])
     most = min(most, rows * math.prod(y.shape[2:-1]))
     dw = in_blocks(product, x, y, windows, kernel, zeros, most)
@@ -110,7 +111,7 @@ def _joined(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> Float[Arr
     over all leading axes took 2 to 5 times as long.
     """
     examples, rows, *across = y.shape[:-1]
-    stride, at_once = windows.stride[0], max(1, rows // ROWS)
+    stride, at_once = windows.stride[0], -(-rows // _rows(kernel))
     whole = rows // at_once * at_once
 
     def of_row(k: Array | int) -> Array:
@@ -136,6 +137,12 @@ def _joined(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> Float[Arr
         return jnp.concatenate([of_row(k) for k in range(kernel[0])])
     each = lax.map(of_row, jnp.arange(kernel[0], dtype=jnp.int32))
     return each.reshape(-1, y.shape[-1])
+
+
+def _rows(kernel: Sequence[int]) -> int:
+    """How many rows, or pieces of one axis, are written out."""
+    together = math.prod(kernel) <= TOGETHER
+    return max(1, min(ROWS, SLICES // math.prod(kernel if together else kernel[1:])))
 
 
 def _over_places(x: X) -> Float[Array, "1 I"]:

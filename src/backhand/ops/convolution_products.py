@@ -56,9 +56,10 @@ LARGE = 1 << 16
 
 WIDE = 8
 """Outputs of a channel from which a depthwise weight's gradient is a product of matrices for each
-group, where there are more errors than fit in a block: 8x28x28x32 by 3x3 to 16 outputs each took
-0.3 of the time of sums, to 8 outputs 1.1 of it and an eighth of the memory; 4x16x16x2 to 32 outputs
-1.4 of the time, with 4 times the rounding."""
+group, where there are more errors than fit in a block, or four times as many outputs: 8x28x28x32 by
+3x3 to 16 outputs each took 0.3 of the time of sums, to 8 outputs 1.1 of it and an eighth of the
+memory; 4x8x8x2 to 128 outputs a twentieth of the time; 4x16x16x2 to 32 outputs a third to 1.4 of
+it, with 4 times the rounding."""
 
 UNROLLED = 64
 """Taps that are written out, each with its slice; beyond them a program would be too long."""
@@ -113,8 +114,8 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
     if sharding is not None:
         whole = sharding.update(spec=(None,) * x.ndim)
         return _by_the_compiler(everywhere, whole)(x, y)
-    many = y.shape[-1] >= WIDE * x.shape[-1] and y.size > convolution_depthwise.JOINED
-    many = many and windows.groups > 1
+    few = y.shape[-1] <= 4 * WIDE * x.shape[-1] and y.size <= convolution_depthwise.JOINED
+    many = windows.groups > 1 and y.shape[-1] >= WIDE * x.shape[-1] and not few
     if many or _in_groups(x.shape[-1] // windows.groups, windows):
         one = functools.partial(weights, windows=windows.of_one_group, kernel=kernel)
         on_cpu = functools.partial(by_groups, one, windows.groups)
