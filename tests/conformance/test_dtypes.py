@@ -50,9 +50,14 @@ def worse_than_automatic(row, dtype):
         y = jax.eval_shape(row.reference, *exact)
         error = jax.tree.map(lambda dy, y: dy.astype(y.dtype), wide(dy), y)
         _, expected = truth(row)(exact, error)
+    largest = max(map(magnitude, expected.values()), default=0.0)
+
+    def size(leaf):
+        """That of its terms where they cancel, as the errors of a bias of keys do."""
+        return magnitude(leaf) if magnitude(leaf) > 1e-9 * largest else largest
+
     limits = {
-        path: 2 * distance(theirs[path], leaf)
-        + tolerance(dtype, length(dy, expected), magnitude(leaf))
+        path: 2 * distance(theirs[path], leaf) + tolerance(dtype, length(dy, expected), size(leaf))
         for path, leaf in expected.items()
     }
     return mismatches(ours, floating(arguments)[0]) + [
