@@ -13,6 +13,7 @@ import backhand as bh
 from benchmarks.ops import __main__ as command
 from benchmarks.ops import cases
 from benchmarks.ops.case import Case, Row, measure, normal, with_errors
+from benchmarks.ops.errors import draw
 from benchmarks.ops.peer import Peer
 from benchmarks.ops.table import line, merged, read, summary
 from benchmarks.report import write
@@ -98,6 +99,13 @@ def test_a_wrong_reverse_has_a_large_error():
     assert min(row.error, row.rms_error) > 0.1 and row.autodiff_error < 1e-6
     again = with_errors(dataclasses.replace(row, error=0.0), small())
     assert again.error < 1e-6 and again.time_ratio == row.time_ratio
+
+
+def test_each_draw_has_other_numbers_and_another_error():
+    for first, second in zip(*(draw(jnp.tanh, (normal(4, 4),), i) for i in (0, 1)), strict=True):
+        assert not (first == second).any()
+    ids = jnp.arange(3)
+    assert (draw(lambda x, ids: x, (normal(3), ids), 1)[2] == ids).all()
 
 
 def test_only_floating_leaves_of_the_arguments_are_differentiated():

@@ -194,6 +194,12 @@ def test_layer_norm_looks_at_one_position_alone(x64):
     assert_close(layer(params, 7 + 1e3 * x), y, 1e-10)
 
 
+def test_no_features_are_no_exception():
+    x, layer = jnp.zeros((2, 3, 0)), bh.instance_norm()
+    params = layer.init(jax.random.key(0), x)
+    assert layer.backward(params, layer.forward(params, x)[1], x)[1].shape == x.shape
+
+
 def test_what_cannot_be_normalized_is_refused(unchecked, nothing_compiles):
     key = jax.random.key(0)
     with nothing_compiles():

@@ -240,6 +240,12 @@ def test_memory_grows_as_the_length():
     assert needs(512, causal=True) < needs(512, causal=True, function=plain) / 3
 
 
+def test_blocks_side_by_side_have_a_bounded_number_of_scores():
+    whole = attention_module.WHOLE
+    many = [attention_module.together(scores) for scores in (0, whole, 2 * whole, 64 * whole)]
+    assert many == [4, 4, 2, 1]
+
+
 def test_what_is_kept_for_the_way_back_is_what_came_in_and_two_numbers_a_row():
     q, k, v = arrays(0, heads=4, key_heads=2)
     _, residuals = attention.forward(q, k, v, causal=True)

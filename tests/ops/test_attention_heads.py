@@ -47,6 +47,13 @@ def test_in_turn_and_at_once_are_the_same(bias, size, sliced, x64):
     assert bias is None or together[1].shape == head.bias.shape
 
 
+def test_heads_whose_blocks_are_sliced_are_mapped_over(x64):
+    """The way back of a map, by automatic differentiation, does not add up whole arrays."""
+    head, do = heads(None)
+    run = functools.partial(in_turn, of_head, size=1, sliced=True)
+    assert "while" not in str(jax.make_jaxpr(run)(head, do))
+
+
 @pytest.mark.parametrize("bias", [(1, 3), (2, 1), (1, 1)])
 def test_the_error_of_a_shared_bias_is_the_sum_of_its_copies(bias, x64):
     head, do = heads(bias)

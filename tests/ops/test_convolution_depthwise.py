@@ -1,5 +1,7 @@
 """Each channel by itself: what XLA's convolutions give, in any blocks, with less memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -64,3 +66,10 @@ def test_many_outputs_of_a_channel_are_a_short_program():
         return dx, convolution_depthwise.weights(x, y, windows, (3, 3))
 
     assert len(jax.make_jaxpr(both)(x, y, w).eqns) < 1000
+
+
+def test_a_wide_kernel_is_a_short_program():
+    x = jax.ShapeDtypeStruct((8, 32, 64, 16), "float32")
+    windows = geometry("convolution", x.shape[1:-1], (1, 64), 1, "SAME", 1, 16)
+    run = functools.partial(convolution_depthwise.weights, windows=windows, kernel=(1, 64))
+    assert str(jax.make_jaxpr(run)(x, x)).count(" slice[") < 2000

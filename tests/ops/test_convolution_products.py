@@ -1,5 +1,7 @@
 """The three products against loops over places and taps, in every way that they are computed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +118,10 @@ def test_a_weight_that_is_large_beside_planes_is_left_to_xla():
     x, w = normal(0, 2, 4, 4, 4, 8), normal(1, 3, 3, 3, 8, 8)
     lowered = jax.jit(lambda x, w: convolution_products.correlate(x, w, windows)).lower(x, w)
     assert "while" not in lowered.as_text()
+
+
+def test_very_many_outputs_of_a_channel_are_products_not_taken_in_turn():
+    windows = Geometry((1, 1), ((1, 1),) * 2, (1, 1), 2)
+    x, y = (jax.ShapeDtypeStruct((4, 8, 8, own), "float32") for own in (2, 2 * 128))
+    run = functools.partial(convolution_products.weights, windows=windows, kernel=(3, 3))
+    assert "length=128" not in str(jax.make_jaxpr(run)(x, y))

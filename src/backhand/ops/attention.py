@@ -260,12 +260,12 @@ def _on_this_platform(
         reads=how.gives,
         keys_first=simple and turned,
         q_scaled=not (few and sliced),
-        together=_together(rows * group * keys) if not sliced else 1 if group == 1 else 2,
+        together=together(rows * group * keys) if not sliced else 1 if group == 1 else 2,
     )
     return lax.platform_dependent(head, *more, cpu=run(own, each, rows), default=everywhere)
 
 
-def _together(scores: int) -> int:
+def together(scores: int) -> int:
     """How many blocks of so many scores, none left out, are taken in a step."""
     return max(1, min(AT_A_TIME, AT_A_TIME * WHOLE // max(1, scores)))
 
