@@ -160,7 +160,7 @@ def forward_head(head: Head, *, rows: int, how: Scores) -> tuple[Array, tuple[Ar
     def block(span: Span, start: Array | int) -> tuple[Array, Array, Array]:
         s, _ = _scores(head, span, start, how)
         top = jnp.max(s, keys, keepdims=True)
-        if masked:  # a row may see no key
+        if masked:  # a row may see no key; without a mask, scores of -inf are an overflow, and NaN
             top = jnp.maximum(top, jnp.finfo(top.dtype).min)
         e = jnp.exp(s - top)
         total = jnp.sum(e, keys, keepdims=True)

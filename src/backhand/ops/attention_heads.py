@@ -67,7 +67,11 @@ def in_turn(f: OfHead, head: Head, *more: Any, size: int, sliced: bool) -> tuple
 
 
 def _one_by_one(f: OfHead, head: Head, *more: Any, sliced: bool) -> tuple[Any, Array | None]:
-    """`f` of one head after the other; the error of a bias that several share is added up."""
+    """`f` of one head after the other; the error of a bias that several share is added up.
+
+    Differentiated automatically, it adds up an array of all heads at every head: of 128 heads of
+    384 tokens the way back takes 2 to 4 times as long as that of a map. The rule does not.
+    """
     (batch, _, heads, _), bias = head.k.shape, head.bias
     head, *rest = _by_head(head, *more) if sliced else (head, *more)
     xs = head._replace(bias=None), rest
