@@ -7,6 +7,7 @@ On the way forward an activation stays split as it is: a parameter meets it thro
 `last_axis`.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -263,6 +264,39 @@ def contract(a: Array, b: Array, axes: tuple[Sequence[int], Sequence[int]], like
         out_sharding=explicit_sharding(like),
     )
     return like_primal(product, like)
+
+
+def outer(x: Array, dy: Array, like: Array) -> Array:
+    """The cotangent of `like` (I, O): the sum of `x` (..., I) times `dy` (..., O) over leading axes.
+
+    Accumulates in at least float32, whatever the dtype of `x` and `dy`.
+    """
+    if explicit_sharding(x) is None:
+        return like_primal(outer_product(x, dy), like)
+    lead = tuple(range(x.ndim - 1))
+    return contract(x, dy, (lead, lead), like)
+
+
+@functools.partial(jax.jit, inline=True)
+def outer_product(x: Array, dy: Array) -> Array:
+    """The sum over all leading axes of `x` (..., I) times `dy` (..., O), in at least float32.
+
+    Of several leading axes XLA turns a copy of `x`, and sums in an order that rounds more. In
+    float32 on CPU the leading axes as one took 0.65 to 1.05 of the time, with 0.7 to 0.9 of the
+    rounding. Other dtypes are faster turned: 1 to 2.4 times the time as one. Elsewhere the axes
+    stay apart, as they may be split over a mesh.
+    """
+
+    def product(x: Array, dy: Array) -> Array:
+        lead, wide = tuple(range(x.ndim - 1)), accumulation_dtype(x.dtype, dy.dtype)
+        return lax.dot_general(x, dy, ((lead, lead), ((), ())), preferred_element_type=wide)
+
+    def of_rows(x: Array, dy: Array) -> Array:
+        return product(*(array.reshape(-1, array.shape[-1]) for array in (x, dy)))
+
+    if x.ndim < 3 or not x.dtype == dy.dtype == jnp.float32:
+        return product(x, dy)
+    return lax.platform_dependent(x, dy, cpu=of_rows, default=product)
 
 
 WIDE, FEW = 1 << 13, 32

@@ -29,11 +29,11 @@ from jax import Array
 
 from backhand.arrays import (
     accumulation_dtype,
-    contract,
     explicit_sharding,
     is_floating,
     like_primal,
     one_by_one,
+    outer,
     sum_leading,
     upcast,
     zeros_like,
@@ -55,8 +55,7 @@ class Outer:
 
     def sum(self, param: Array) -> Array:
         """The gradient (I, O), accumulated in at least float32."""
-        lead = tuple(range(self.x.ndim - 1))
-        return contract(self.x, self.dy, (lead, lead), _accumulator(param, self.dy))
+        return outer(self.x, self.dy, _accumulator(param, self.dy))
 
 
 @jax.tree_util.register_dataclass

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from backhand.arrays import accumulation_dtype, explicit_sharding, product
+from backhand.arrays import explicit_sharding, outer_product, product
 from backhand.ops import (
     convolution_depthwise,
     convolution_lax,
@@ -107,8 +107,7 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
     """
     sharding = explicit_sharding(x)
     if _pointwise(kernel, windows) and sharding is None:
-        lead, wide = tuple(range(x.ndim - 1)), accumulation_dtype(x.dtype, y.dtype)
-        dw = lax.dot_general(x, y, ((lead, lead), ((), ())), preferred_element_type=wide)
+        dw = outer_product(x, y)
         return dw.reshape(*kernel, *dw.shape)
     everywhere = functools.partial(convolution_lax.weights, windows=windows, kernel=kernel)
     if sharding is not None:
