@@ -267,7 +267,7 @@ def contract(a: Array, b: Array, axes: tuple[Sequence[int], Sequence[int]], like
 
 
 def outer(x: Array, dy: Array, like: Array) -> Array:
-    """The cotangent of `like` (I, O): the sum of `x` (..., I) times `dy` (..., O) over leading axes.
+    """The cotangent of `like` (I, O): `x` (..., I) times `dy` (..., O), summed over leading axes.
 
     Accumulates in at least float32, whatever the dtype of `x` and `dy`.
     """

@@ -26,6 +26,8 @@ def by_groups(product: Callable[..., Array], groups: int, *arrays: Array) -> Arr
         start = index * found.shape[-1]
         return lax.dynamic_update_slice_in_dim(so_far, found, start, found.ndim - 1)
 
+    if groups == 1:
+        return product(*arrays)
     one = jax.eval_shape(lambda: of(0))
     zeros = jnp.zeros((*one.shape[:-1], groups * one.shape[-1]), one.dtype)
     return lax.fori_loop(0, groups, add, varying(zeros, *arrays))

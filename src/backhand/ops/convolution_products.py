@@ -51,6 +51,11 @@ half of the numbers of input or output (3x3, 32x4x4x512 to 512) XLA's own took 0
 half of its memory. Half as many in bfloat16, both ways back together: 16x16x16x64 by 3x3 to 64 took
 0.8 of the time of XLA's own."""
 
+NARROW = 16
+"""Channels of a group, in and out, up to which its rows are shifted on CPU: 8x56x56x128 by 3x3 in
+32 groups took 0.7 of the time of XLA's own convolution of each, 8x28x28x128 dilated by 2 0.4 of it,
+32x16x16x64 in 8 groups 0.9, 8x14x14x512 in 32 groups 1.0, with half of the rounding."""
+
 LARGE = 1 << 16
 """Numbers of a tap, times the places in a row, from which shifting rows pays on CPU."""
 
@@ -72,7 +77,9 @@ def correlate(x: X, w: W, windows: Geometry) -> Y:
         return product(x, w.reshape(w.shape[-2:]))
     everywhere = functools.partial(convolution_lax.correlate, windows=windows)
     if _in_groups(w.shape[-2], windows):
-        one = functools.partial(correlate, windows=windows.of_one_group)
+        narrow = _narrow(x.shape, w, windows, windows) and _fast_products(x)
+        way = convolution_rows.correlate if narrow else correlate
+        one = functools.partial(way, windows=windows.of_one_group)
         on_cpu = functools.partial(by_groups, one, windows.groups)
     elif _in_planes(windows, w.shape, x.size):
         on_cpu = functools.partial(convolution_planes.correlate, correlate, windows=windows)
@@ -88,7 +95,10 @@ def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
         return product(y, w.reshape(w.shape[-2:]).T)
     everywhere = functools.partial(convolution_lax.scatter, windows=windows, sizes=sizes)
     if _in_groups(w.shape[-2], windows):
-        one = functools.partial(scatter, windows=windows.of_one_group, sizes=sizes)
+        back = windows.way_back(sizes, w.shape[:-2])
+        narrow = _narrow(y.shape, w, windows, back) and _fast_products(y)
+        way = convolution_rows.scatter if narrow else scatter
+        one = functools.partial(way, windows=windows.of_one_group, sizes=sizes)
         on_cpu = functools.partial(by_groups, one, windows.groups)
     elif _in_planes(windows, w.shape, y.size):
         way = functools.partial(convolution_planes.scatter, scatter)
@@ -115,7 +125,13 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
         return _by_the_compiler(everywhere, whole)(x, y)
     few = y.shape[-1] <= 4 * WIDE * x.shape[-1] and y.size <= convolution_depthwise.JOINED
     many = windows.groups > 1 and y.shape[-1] >= WIDE * x.shape[-1] and not few
-    if many or _in_groups(x.shape[-1] // windows.groups, windows):
+    in_groups = _in_groups(x.shape[-1] // windows.groups, windows)
+    if in_groups and _shifts(windows, kernel) and not many:
+        on_cpu = functools.partial(convolution_rows.weights, windows=windows, kernel=kernel)
+        if max(x.shape[-1], y.shape[-1]) <= NARROW * windows.groups:
+            one = functools.partial(on_cpu, windows=windows.of_one_group)
+            on_cpu = functools.partial(by_groups, one, windows.groups)
+    elif many or in_groups:
         one = functools.partial(weights, windows=windows.of_one_group, kernel=kernel)
         on_cpu = functools.partial(by_groups, one, windows.groups)
     elif _in_planes(windows, (*kernel, x.shape[-1], y.shape[-1]), max(x.size, y.size)):
@@ -172,6 +188,21 @@ def _in_groups(channels: int, windows: Geometry) -> bool:
     return windows.groups > 1 and channels > 1
 
 
+def _narrow(shape: tuple[int, ...], w: W, windows: Geometry, moving: Geometry) -> bool:
+    """Whether groups of an array of this shape are taken by rows, over which `moving` goes."""
+    if not _shifts(windows, w.shape[:-2]):
+        return False
+    channels = shape[-1] // windows.groups
+    others = math.prod(w.shape[-2:]) // shape[-1]
+    one = convolution_rows.one_example((*shape[:-1], channels), w.shape[:-2], others, moving)
+    return max(channels, others) <= NARROW and one <= convolution_rows.TOGETHER
+
+
+def _shifts(windows: Geometry, kernel: Sequence[int]) -> bool:
+    """Whether a kernel over rows and columns goes from one to the next."""
+    return windows.rank == 2 and set(windows.stride) == {1} and math.prod(kernel) <= UNROLLED
+
+
 def _in_planes(windows: Geometry, w: tuple[int, ...], most: int) -> bool:
     """Whether a convolution of one group, over three axes, is one over two on CPU.
 
@@ -196,7 +227,7 @@ def _on_cpu(x: Array, w: W, windows: Geometry, moving: Geometry) -> ModuleType:
         return convolution_lax
     large = w.shape[-2] * w.shape[-1] * moving.places(x.shape[1:-1], w.shape[:2])[1] >= LARGE
     outputs = math.prod(w.shape[-2:]) // x.shape[-1]
-    one = convolution_rows.one_example(x, w.shape[:-2], outputs, moving)
+    one = convolution_rows.one_example(x.shape, w.shape[:-2], outputs, moving)
     fits = one <= convolution_rows.TOGETHER
     return convolution_rows if large and fits else convolution_lax
 
