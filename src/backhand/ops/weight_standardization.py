@@ -69,7 +69,7 @@ def weight_standardization_backward(
 ) -> Float[Array, "*inputs O"]:
     average, wide = over_batch(dh), upcast(dh)
     h = (upcast(residuals.w) - residuals.mean) * residuals.rstd
-    dw = residuals.rstd * (wide - average(wide) - h * average(wide * h))
+    dw = residuals.rstd * (wide - (average(wide) + h * average(wide * h)))
     return like_primal(dw, residuals.w)
 
 
