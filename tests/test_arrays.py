@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -17,9 +18,11 @@ from backhand.arrays import (
     is_floating,
     last_axis,
     like_primal,
+    outer,
+    outer_product,
     upcast,
 )
-from tests.support import assert_close, labels, spread
+from tests.support import assert_close, labels, normal, spread, temporary_bytes
 
 P = PartitionSpec
 
@@ -89,6 +92,20 @@ def test_a_product_of_bfloat16_accumulates_in_float32():
     like = jnp.zeros(())
     assert float(contract(a, b, ((0,), (0,)), like)) == 16
     assert contract(a, b, ((0,), (0,)), like.astype(jnp.float16)).dtype == jnp.float16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_outer_product_sums_over_all_leading_axes(dtype):
+    x, dy = (normal(seed, 3, 5, 7, own).astype(dtype) for seed, own in enumerate((4, 6)))
+    found = outer(x, dy, jnp.zeros((4, 6)))
+    wide = (np.asarray(a, np.float64) for a in (x, dy))
+    assert found.dtype == jnp.float32
+    assert_close(found, np.float32(np.einsum("abci,abco->io", *wide)), 1e-6)
+
+
+def test_the_outer_product_of_float32_turns_no_copy_of_its_input():
+    x, dy = (jax.ShapeDtypeStruct((8, 64, own), "float32") for own in (32, 16))
+    assert temporary_bytes(outer_product, x, dy) < 8 * 64 * 32 * 4
 
 
 def test_a_cotangent_of_another_shape_is_refused(nothing_compiles):

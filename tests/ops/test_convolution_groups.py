@@ -12,3 +12,8 @@ def test_groups_stand_side_by_side(x64):
     found = jax.jit(lambda x, y: by_groups(lambda x, y: x.T @ y, 3, x, y))(x, y)
     parts = [x[:, 2 * i : 2 * i + 2].T @ y[:, i : i + 1] for i in range(3)]
     assert_close(found, jnp.concatenate(parts, -1))
+
+
+def test_one_group_is_all_of_them():
+    x, y = normal(0, 5, 6), normal(1, 5, 3)
+    assert jnp.array_equal(by_groups(lambda x, y: x.T @ y, 1, x, y), x.T @ y)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,6 +102,29 @@ def test_both_ways_back_together_are_those_apart(x64, monkeypatch):
         convolution_lax.weights(x, y, windows, (3, 3)),
     )
     assert_close(together, apart)
+
+
+@pytest.mark.parametrize("own", [2, 20])
+def test_groups_narrow_and_wide_are_what_the_compilers_are(own):
+    windows = Geometry((1, 1), ((1, 1), (2, 0)), (1, 1), 2)
+    x, w, y = (
+        normal(0, 3, 6, 7, 2 * own),
+        normal(1, 3, 3, own, 2 * own),
+        normal(2, 3, 6, 7, 2 * own),
+    )
+
+    @jax.jit
+    def both():
+        return [
+            (
+                of.correlate(x, w, windows),
+                of.scatter(y, w, windows, (6, 7)),
+                of.weights(x, y, windows, (3, 3)),
+            )
+            for of in (convolution_products, convolution_lax)
+        ]
+
+    assert_close(*both(), 1e-6)
 
 
 def test_what_is_called_twice_outside_of_a_program_is_compiled_once(nothing_compiles):

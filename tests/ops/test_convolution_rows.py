@@ -1,5 +1,7 @@
 """Shifts of rows after the product are the convolution, whatever the padding and the blocks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -40,6 +42,18 @@ def test_any_blocks_give_what_the_compilers_convolution_gives(
     both, found, expected = run()
     assert_close(found, expected)
     assert_close(both, expected[1:])
+
+
+@pytest.mark.parametrize("limit", [200, 1 << 20])
+@pytest.mark.parametrize(("windows", "kernel"), WINDOWS)
+def test_groups_are_summed_in_parts(windows, kernel, limit, monkeypatch):
+    """Of 65 places there is one left over."""
+    monkeypatch.setattr(convolution_rows, "PART", 4)
+    monkeypatch.setattr(convolution_columns, "COLUMNS", limit)
+    windows = dataclasses.replace(windows, groups=3)
+    x, y = normal(0, 5, 13, 1, 6), normal(1, 5, *windows.places((13, 1), kernel), 9)
+    found = jax.jit(lambda: convolution_rows.weights(x, y, windows, kernel))()
+    assert_close(found, convolution_lax.weights(x, y, windows, kernel), 1e-6)
 
 
 def test_memory_does_not_grow_with_the_batch():

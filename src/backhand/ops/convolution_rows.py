@@ -31,7 +31,7 @@ from backhand.ops.convolution_taps import padded
 
 X = Float[Array, "B R S I"]
 Y = Float[Array, "B P Q O"]
-W = Float[Array, "K L I O"]
+W = Float[Array, "K L J O"]
 
 TOGETHER = 1 << 20
 """Elements that a product reads and gives at a time: 4 MB in float32. At most
