@@ -77,7 +77,7 @@ def correlate(x: X, w: W, windows: Geometry) -> Y:
         return product(x, w.reshape(w.shape[-2:]))
     everywhere = functools.partial(convolution_lax.correlate, windows=windows)
     if _in_groups(w.shape[-2], windows):
-        narrow = _narrow(x.shape, w, windows, windows) and _fast_products(x)
+        narrow = _narrow(x, w, windows, windows)
         way = convolution_rows.correlate if narrow else correlate
         one = functools.partial(way, windows=windows.of_one_group)
         on_cpu = functools.partial(by_groups, one, windows.groups)
@@ -96,7 +96,7 @@ def scatter(y: Y, w: W, windows: Geometry, sizes: tuple[int, ...]) -> X:
     everywhere = functools.partial(convolution_lax.scatter, windows=windows, sizes=sizes)
     if _in_groups(w.shape[-2], windows):
         back = windows.way_back(sizes, w.shape[:-2])
-        narrow = _narrow(y.shape, w, windows, back) and _fast_products(y)
+        narrow = _narrow(y, w, windows, back)
         way = convolution_rows.scatter if narrow else scatter
         one = functools.partial(way, windows=windows.of_one_group, sizes=sizes)
         on_cpu = functools.partial(by_groups, one, windows.groups)
@@ -126,7 +126,7 @@ def weights(x: X, y: Y, windows: Geometry, kernel: tuple[int, ...]) -> W:
     few = y.shape[-1] <= 4 * WIDE * x.shape[-1] and y.size <= convolution_depthwise.JOINED
     many = windows.groups > 1 and y.shape[-1] >= WIDE * x.shape[-1] and not few
     in_groups = _in_groups(x.shape[-1] // windows.groups, windows)
-    if in_groups and _shifts(windows, kernel) and not many:
+    if in_groups and not many and _shifts(x, windows, kernel):
         on_cpu = functools.partial(convolution_rows.weights, windows=windows, kernel=kernel)
         if max(x.shape[-1], y.shape[-1]) <= NARROW * windows.groups:
             one = functools.partial(on_cpu, windows=windows.of_one_group)
@@ -188,19 +188,21 @@ def _in_groups(channels: int, windows: Geometry) -> bool:
     return windows.groups > 1 and channels > 1
 
 
-def _narrow(shape: tuple[int, ...], w: W, windows: Geometry, moving: Geometry) -> bool:
-    """Whether groups of an array of this shape are taken by rows, over which `moving` goes."""
-    if not _shifts(windows, w.shape[:-2]):
+def _narrow(x: Array, w: W, windows: Geometry, moving: Geometry) -> bool:
+    """Whether groups of x, over which `moving` goes, are taken by rows."""
+    if not _shifts(x, windows, w.shape[:-2]):
         return False
-    channels = shape[-1] // windows.groups
-    others = math.prod(w.shape[-2:]) // shape[-1]
-    one = convolution_rows.one_example((*shape[:-1], channels), w.shape[:-2], others, moving)
+    channels = x.shape[-1] // windows.groups
+    others = math.prod(w.shape[-2:]) // x.shape[-1]
+    own = (*x.shape[:-1], channels)
+    one = convolution_rows.one_example(own, w.shape[:-2], others, moving)
     return max(channels, others) <= NARROW and one <= convolution_rows.TOGETHER
 
 
-def _shifts(windows: Geometry, kernel: Sequence[int]) -> bool:
-    """Whether a kernel over rows and columns goes from one to the next."""
-    return windows.rank == 2 and set(windows.stride) == {1} and math.prod(kernel) <= UNROLLED
+def _shifts(x: Array, windows: Geometry, kernel: Sequence[int]) -> bool:
+    """Whether several taps go over rows and columns one at a time, in a dtype of fast products."""
+    by_one = windows.rank == 2 and set(windows.stride) == {1}
+    return by_one and 1 < math.prod(kernel) <= UNROLLED and _fast_products(x)
 
 
 def _in_planes(windows: Geometry, w: tuple[int, ...], most: int) -> bool:
