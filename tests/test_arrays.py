@@ -94,18 +94,39 @@ def test_a_product_of_bfloat16_accumulates_in_float32():
     assert contract(a, b, ((0,), (0,)), like.astype(jnp.float16)).dtype == jnp.float16
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """Where leading axes are not split, sums of them may be taken as one."""
+    monkeypatch.setattr("jax.local_device_count", lambda platform: 1)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_outer_product_sums_over_all_leading_axes(dtype):
-    x, dy = (normal(seed, 3, 5, 7, own).astype(dtype) for seed, own in enumerate((4, 6)))
-    found = outer(x, dy, jnp.zeros((4, 6)))
+@pytest.mark.parametrize("sizes", [(4, 6), (0, 6), (4, 0), (256, 257)])
+def test_the_outer_product_sums_over_all_leading_axes(sizes, dtype, one_device):
+    x, dy = (normal(seed, 3, 5, 7, own).astype(dtype) for seed, own in enumerate(sizes))
+    found = outer(x, dy, jnp.zeros(sizes))
     wide = (np.asarray(a, np.float64) for a in (x, dy))
     assert found.dtype == jnp.float32
     assert_close(found, np.float32(np.einsum("abci,abco->io", *wide)), 1e-6)
 
 
-def test_the_outer_product_of_float32_turns_no_copy_of_its_input():
-    x, dy = (jax.ShapeDtypeStruct((8, 64, own), "float32") for own in (32, 16))
-    assert temporary_bytes(outer_product, x, dy) < 8 * 64 * 32 * 4
+@pytest.mark.parametrize(
+    ("x", "outputs", "turned"),
+    [((8, 64, 32), 16, False), ((8, 64, 256), 256, False), ((8, 512, 64), 64, True)],
+)
+def test_large_and_small_outer_products_turn_no_copy_of_their_input(x, outputs, turned, one_device):
+    arrays = [jax.ShapeDtypeStruct(shape, "float32") for shape in (x, (*x[:-1], outputs))]
+    assert (temporary_bytes(outer_product, *arrays) >= np.prod(x) * 4) == turned
+
+
+def test_an_outer_product_gathers_no_time_axis_that_the_compiler_split():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, P(None, "d"))
+    x, dy = (jax.ShapeDtypeStruct((8, 64, n), "float32", sharding=split) for n in (32, 16))
+    assert "all-gather" not in jax.jit(outer_product).lower(x, dy).compile().as_text()
 
 
 def test_a_cotangent_of_another_shape_is_refused(nothing_compiles):

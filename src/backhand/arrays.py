@@ -282,19 +282,23 @@ def outer_product(x: Array, dy: Array) -> Array:
     """The sum over all leading axes of `x` (..., I) times `dy` (..., O), in at least float32.
 
     Of several leading axes XLA turns a copy of `x`, and sums in an order that rounds more. In
-    float32 on CPU the leading axes as one took 0.65 to 1.05 of the time, with 0.7 to 0.9 of the
-    rounding. Other dtypes are faster turned: 1 to 2.4 times the time as one. Elsewhere the axes
-    stay apart, as they may be split over a mesh.
+    float32 on CPU large weights are faster from the leading axes as one, small sums as fast, with
+    0.7 to 0.9 of the rounding: gradients of weights of 256 x 256 in an Elman network 0.7 of the
+    time, 1 x 1 convolutions of 32x28x28x128 to 256 0.9. Others, 64 to 64 features, took 1.1 to 1.8.
     """
+    features, outputs = x.shape[-1], dy.shape[-1]
+    rows, size = math.prod(x.shape[:-1]), features * outputs
 
     def product(x: Array, dy: Array) -> Array:
         lead, wide = tuple(range(x.ndim - 1)), accumulation_dtype(x.dtype, dy.dtype)
         return lax.dot_general(x, dy, ((lead, lead), ((), ())), preferred_element_type=wide)
 
     def of_rows(x: Array, dy: Array) -> Array:
-        return product(*(array.reshape(-1, array.shape[-1]) for array in (x, dy)))
+        return product(x.reshape(rows, features), dy.reshape(rows, outputs))
 
-    if x.ndim < 3 or not x.dtype == dy.dtype == jnp.float32:
+    as_one = size >= 1 << 16 or rows * size >= 1 << 29 or rows * size < 1 << 19
+    split = jax.local_device_count("cpu") > 1  # an axis split over several devices would be moved
+    if x.ndim < 3 or not x.dtype == dy.dtype == jnp.float32 or split or not as_one:
         return product(x, dy)
     return lax.platform_dependent(x, dy, cpu=of_rows, default=product)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import backhand as bh
 from backhand.ops import convolution_lax, convolution_products
 from backhand.ops.convolution_geometry import Geometry
-from tests.support import assert_close, normal
+from tests.support import assert_close, normal, temporary_bytes
 
 
 def by_loops(x, w, y, windows):
@@ -125,6 +125,54 @@ def test_groups_narrow_and_wide_are_what_the_compilers_are(own):
         ]
 
     assert_close(*both(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("own", "size", "taps", "dtype", "by_products"),
+    [
+        (8, 16, 3, "float32", True),
+        (8, 16, 3, "bfloat16", False),
+        (8, 16, 9, "float32", False),  # more taps than are written out
+        (20, 16, 3, "float32", False),
+        (8, 600, 3, "float32", False),  # an example is more than a block
+    ],
+)
+def test_rows_of_narrow_groups_are_shifted(own, size, taps, dtype, by_products):
+    windows = Geometry((1, 1), ((taps // 2, taps // 2),) * 2, (1, 1), 4)
+    x = jax.ShapeDtypeStruct((2, size, size, 4 * own), dtype)
+    w = jax.ShapeDtypeStruct((taps, taps, own, 4 * own), dtype)
+    there = functools.partial(convolution_products.correlate, windows=windows)
+    back = functools.partial(convolution_products.scatter, windows=windows, sizes=(size, size))
+    for run in (there, back):
+        lowered = jax.jit(run).lower(x, w).as_text()
+        assert ("stablehlo.convolution" not in lowered) == by_products
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "taps", "dtype", "by_products", "in_parts"),
+    [
+        ((32, 16, 16, 64), 2, 3, "float32", True, True),
+        ((32, 16, 16, 64), 8, 3, "float32", True, False),  # narrow groups, one after another
+        ((32, 16, 16, 64), 2, 5, "float32", True, False),  # larger sums are slower in parts
+        ((32, 16, 16, 64), 2, 3, "bfloat16", False, False),
+        ((4, 7, 7, 512), 2, 3, "float32", False, False),  # the weight is large beside x
+        ((32, 16, 16, 64), 2, 1, "float32", True, False),
+    ],
+)
+def test_how_the_weights_of_groups_are_summed(shape, groups, taps, dtype, by_products, in_parts):
+    windows = Geometry((1, 1), ((taps // 2, taps // 2),) * 2, (1, 1), groups)
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    run = functools.partial(convolution_products.weights, windows=windows, kernel=(taps, taps))
+    lowered = jax.jit(run).lower(x, x).as_text()
+    assert ("stablehlo.convolution" not in lowered) == by_products
+    assert ("batching_dims" in lowered) == in_parts
+
+
+def test_memory_of_many_wide_groups_is_that_of_a_block():
+    windows = Geometry((1, 1), ((1, 1),) * 2, (1, 1), 32)
+    x = jax.ShapeDtypeStruct((4, 14, 14, 1024), "float32")
+    run = functools.partial(convolution_products.weights, windows=windows, kernel=(3, 3))
+    assert temporary_bytes(run, x, x) < 3e6
 
 
 def test_what_is_called_twice_outside_of_a_program_is_compiled_once(nothing_compiles):

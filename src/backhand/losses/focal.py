@@ -108,7 +108,8 @@ def _sigmoid_parts(
 ) -> tuple[Array, Array, Any, Array, Array]:
     """What is missing, the cross-entropy, the weight of the class, the sigmoid, the rest to 1."""
     s, other = jax.lax.logistic(x), jax.lax.logistic(-x)
-    rest = jnp.where(x > 2, other, 1 - s)  # of a large x all digits, else those that s has lost
+    # Of a large x all digits, else those that s has lost: what makes the error round less.
+    rest = jnp.where(x > 2, other, 1 - s)
     q = t * other + (1 - t) * s
     c = jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(-jnp.abs(x)))
     return q, c, 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t), s, rest
@@ -203,9 +204,7 @@ def _error(log_p: Array, dlosses: Array, gamma: float) -> Array:
     error = -_power(q, gamma) * dlosses
     if not gamma:
         return error
-    safe = jnp.where(q == 0, 1, q)
-    more = gamma * _power(safe, gamma - 1) * jnp.exp(log_p) * log_p
-    return error + jnp.where(q == 0, 0, more) * dlosses
+    return error + gamma * _power(q, gamma - 1) * jnp.exp(log_p) * log_p * dlosses
 
 
 def softmax_focal_reference(
