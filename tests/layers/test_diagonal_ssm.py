@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import backhand as bh
@@ -22,6 +23,31 @@ def test_an_impulse_fades_by_its_decay(x64):
     x = jnp.zeros((1, 5, 1)).at[0, 0].set(1.0)
     y = bh.diagonal_ssm(1)(params, x).ravel()
     assert jnp.abs(y - jnp.sqrt(0.75) * 0.5 ** jnp.arange(5.0)).max() < 1e-12
+
+
+@pytest.mark.parametrize("decay", [7.0, 17.0])
+def test_the_gradient_of_a_decay_of_almost_one_keeps_its_digits(decay):
+    layer, x, dy = bh.diagonal_ssm(3), normal(0, 2, 6, 4), normal(1, 2, 6, 4)
+    params = {**initial(layer, x), "decay": jnp.full(3, decay)}
+
+    def blame(params, x, dy):
+        return jax.grad(lambda p: jnp.vdot(plain(p, x), dy))(params)["decay"]
+
+    def plain(p, x):
+        a = jax.nn.sigmoid(p["decay"])
+        u = x @ p["w_in"] * jnp.sqrt(jax.nn.sigmoid(-p["decay"]) * (1 + a))[None, None]
+        h, y = jnp.zeros_like(u[:, 0]), []
+        for t in range(x.shape[1]):
+            h = a[None] * h + u[:, t]
+            y.append(h @ p["w_out"])
+        return jnp.stack(y, 1) + x * p["skip"][None, None]
+
+    _, back = layer.forward(params, x)
+    found = layer.backward(params, back, dy)[0]["decay"]
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), (params, x, dy))
+        expected = np.asarray(blame(*wide))
+    assert np.abs(found / expected - 1).max() < 1e-5
 
 
 def test_noise_keeps_its_variance():

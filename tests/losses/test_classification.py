@@ -71,6 +71,28 @@ def test_a_small_loss_keeps_its_digits():
         assert float(total) == pytest.approx(np.log1p(np.exp(-margin)), rel=0.05)
 
 
+def test_the_blame_of_what_is_nearly_certain_keeps_its_digits():
+    x = jnp.concatenate([jnp.linspace(-60, 60, 121)] * 2)
+    bits = jnp.repeat(jnp.arange(2), 121)
+    _, dx = both_ways(SIGMOID, x, bits)
+    z = np.asarray(x, np.float64) * (1 - 2 * np.asarray(bits))
+    expected = (1 - 2 * np.asarray(bits)) / (1 + np.exp(-z))
+    assert np.abs(np.asarray(dx) / expected - 1).max() < 3e-7
+
+
+@pytest.mark.parametrize("name", ["sigmoid_cross_entropy", "sigmoid_focal", "hinge", "dice"])
+@pytest.mark.parametrize("wrong", [-1, 2.0, np.nan])
+def test_shares_are_checked_on_the_host(name, wrong):
+    check = getattr(bh.losses, name).check
+    logits, targets = jax.ShapeDtypeStruct((2, 3), "float32"), np.ones((2, 3), "float32")
+    check(logits, targets > 0, None)
+    targets[1, 2] = wrong
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 1\].* got .* at \[1, 2\]"):
+        check(logits, targets, np.ones(2))
+    check(logits, targets, np.asarray([1.0, 0.0]))
+    check(logits, jnp.asarray(targets), None)  # on a device: not fetched
+
+
 @pytest.mark.parametrize("label", [3, -1, 2**31 - 1])
 def test_a_label_that_does_not_exist_is_noticed_unless_it_has_no_weight(label):
     x, targets = normal(0, 3, 3), jnp.asarray([0, label, 2])

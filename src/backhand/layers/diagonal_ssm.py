@@ -75,12 +75,11 @@ def diagonal_ssm(states: int, *, reverse: bool = False) -> Layer:
             "skip": jnp.zeros(features, dtype),
         }
 
-    def factors(params: Params, u: Array) -> tuple[Array, Array]:
-        """The factor a, and sqrt(1 - a^2), to meet u."""
+    def factors(params: Params, u: Array) -> tuple[Array, Array, Array]:
+        """The factor a, sqrt(1 - a) with all digits where a is almost 1, and sqrt(1 + a)."""
         decay = whole(params["decay"]).astype(accumulation_dtype(u.dtype))
-        log_rest = jax.nn.log_sigmoid(-decay)  # of 1 - a, exact where a is almost 1
-        a = jax.nn.sigmoid(decay)
-        return last_axis(a, u), last_axis(jnp.exp(log_rest / 2) * jnp.sqrt(1 + a), u)
+        a, root = jax.nn.sigmoid(decay), jnp.exp(jax.nn.log_sigmoid(-decay) / 2)
+        return last_axis(a, u), last_axis(root, u), last_axis(jnp.sqrt(1 + a), u)
 
     def spread(a: Array, u: Array) -> Array:
         """The factors of every step, split over devices as u is."""
@@ -89,20 +88,20 @@ def diagonal_ssm(states: int, *, reverse: bool = False) -> Layer:
     def forward(params: Params, x: Float[Array, "B T D"]) -> tuple[Array, PyTree]:
         check_sequence("diagonal_ssm", x)
         u = product(x, whole(params["w_in"]))
-        a, scale = factors(params, u)
-        full, v = spread(a, u), (scale * upcast(u)).astype(u.dtype)
+        a, root, other = factors(params, u)
+        full, v = spread(a, u), (root * other * upcast(u)).astype(u.dtype)
         h, _ = ops.linear_recurrence.forward(full, v, reverse=reverse)
         y = product(h, params["w_out"]) + x * last_axis(params["skip"].astype(x.dtype), x)
         return y, (x, u, h)
 
     def rule(params: Params, residuals: PyTree, dy: Array) -> tuple[PyTree, Array]:
         x, u, h = residuals
-        a, scale = factors(params, u)
+        a, root, other = factors(params, u)
         full, dh = spread(a, u), linear_dx(dy, params["w_out"], h)
         own = Residuals(full, u, None, h)
         da, e, _ = ops.linear_recurrence.backward(own, dh, reverse=reverse)
-        ddecay = a * (1 - a) * (da - a / scale * upcast(u) * upcast(e))
-        du = (scale * upcast(e)).astype(x.dtype)
+        ddecay = a * root * (root * da - a / other * upcast(u) * upcast(e))
+        du = (root * other * upcast(e)).astype(x.dtype)
         dparams = {
             "w_in": Outer(x, du),
             "decay": Total(ddecay),

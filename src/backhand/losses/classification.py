@@ -20,8 +20,10 @@ from jaxtyping import Array, Float, Num
 from backhand.arrays import is_floating, like_primal, need_array, number, upcast
 from backhand.losses.common import (
     Sum,
+    check_shares,
     check_weights,
     finite_top,
+    first_weighed,
     masked,
     need_predictions,
     pair,
@@ -76,7 +78,11 @@ def sigmoid_cross_entropy_backward(
     x, t = pair("", logits, targets)
     t = _smooth(t, label_smoothing, 2)
     dlosses, dweights = weighted_sum_backward(_binary_losses(x, t), weights, dy)
-    dx = masked(dlosses, jax.lax.logistic(x) - t)
+    # p - t, with all digits where p is nearly t: p and 1 - p are from one exponential.
+    e = jnp.exp(-jnp.abs(x))
+    near, far = 1 / (1 + e), e / (1 + e)
+    p, rest = jnp.where(x >= 0, near, far), jnp.where(x >= 0, far, near)
+    dx = masked(dlosses, (1 - t) * p - t * rest)
     dt = masked(dlosses, -x * (1 - label_smoothing))
     return like_primal(dx, logits), target_error(dt, targets), dweights
 
@@ -99,7 +105,7 @@ sigmoid_cross_entropy = Loss(
     sigmoid_cross_entropy_forward,
     sigmoid_cross_entropy_backward,
     sigmoid_cross_entropy_reference,
-    check_weights,
+    check_shares,
 )
 
 
@@ -229,11 +235,8 @@ def check_labels(logits: Any, targets: Any, weights: Any) -> None:
     check_weights(logits, targets, weights)
     if not isinstance(targets, np.ndarray) or not np.issubdtype(targets.dtype, np.integer):
         return
-    outside = (targets < 0) | (targets >= logits.shape[-1])
-    if isinstance(weights, np.ndarray) and weights.shape == targets.shape[: weights.ndim]:
-        outside &= (weights != 0).reshape(weights.shape + (1,) * (targets.ndim - weights.ndim))
-    if outside.any():
-        place = tuple(int(i) for i in np.argwhere(outside)[0])
+    place = first_weighed((targets < 0) | (targets >= logits.shape[-1]), weights)
+    if place is not None:
         raise ValueError(
             f"labels must lie in [0, {logits.shape[-1]}), the number of logits; got "
             f"{targets[place]} at {list(place)}; give a position without a label weight 0"

@@ -120,6 +120,29 @@ def check_weights(predictions: Any, targets: Any, weights: Any) -> None:
         )
 
 
+def check_shares(logits: Any, targets: Any, weights: Any) -> None:
+    """Refuses, on the host, targets outside of [0, 1] that have weight.
+
+    Raises:
+        ValueError: saying which, where; for negative weights too.
+    """
+    check_weights(logits, targets, weights)
+    if isinstance(targets, np.ndarray):
+        place = first_weighed(~((targets >= 0) & (targets <= 1)), weights)
+        if place is not None:
+            raise ValueError(
+                f"targets must lie in [0, 1], no and yes, got {targets[place]} at {list(place)}; "
+                "give a position without a target weight 0"
+            )
+
+
+def first_weighed(wrong: np.ndarray, weights: Any) -> tuple[int, ...] | None:
+    """Where the first target of some weight is that is wrong; None where none is."""
+    if isinstance(weights, np.ndarray) and weights.shape == wrong.shape[: weights.ndim]:
+        wrong &= (weights != 0).reshape(weights.shape + (1,) * (wrong.ndim - weights.ndim))
+    return tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.any() else None
+
+
 def spread(name: str, weights: Array | None, losses: Array) -> Array:
     """A weight for each position, in the dtype of the losses; a negative one is NaN.
 

@@ -20,7 +20,7 @@ from backhand.arrays import is_floating, like_primal, number, upcast
 from backhand.losses.classification import check_classes, check_labels, inside, probabilities
 from backhand.losses.common import (
     Sum,
-    check_weights,
+    check_shares,
     masked,
     pair,
     target_error,
@@ -236,7 +236,7 @@ sigmoid_focal = Loss(
     sigmoid_focal_forward,
     sigmoid_focal_backward,
     sigmoid_focal_reference,
-    check_weights,
+    check_shares,
 )
 softmax_focal = Loss(
     "softmax_focal",

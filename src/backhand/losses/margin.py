@@ -15,7 +15,7 @@ from backhand.arrays import like_primal, need_integers, upcast
 from backhand.losses.classification import check_labels, inside, probabilities
 from backhand.losses.common import (
     Sum,
-    check_weights,
+    check_shares,
     masked,
     need_predictions,
     pair,
@@ -158,7 +158,7 @@ def _check_margin(name: str, margin: float) -> None:
         raise ValueError(f"{name} needs a margin above 0, got {margin}")
 
 
-hinge = Loss("hinge", hinge_forward, hinge_backward, hinge_reference, check_weights)
+hinge = Loss("hinge", hinge_forward, hinge_backward, hinge_reference, check_shares)
 multiclass_hinge = Loss(
     "multiclass_hinge",
     multiclass_hinge_forward,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from backhand.arrays import like_primal
 from backhand.losses.common import (
     Sum,
-    check_weights,
+    check_shares,
     masked,
     pair,
     target_error,
@@ -99,4 +99,4 @@ def dice_reference(x: Array, t: Array, weights: Array | None = None, *, smooth: 
     return weighted_sum("", losses, weights)
 
 
-dice = Loss("dice", dice_forward, dice_backward, dice_reference, check_weights)
+dice = Loss("dice", dice_forward, dice_backward, dice_reference, check_shares)
