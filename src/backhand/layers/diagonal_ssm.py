@@ -76,9 +76,15 @@ def diagonal_ssm(states: int, *, reverse: bool = False) -> Layer:
         }
 
     def factors(params: Params, u: Array) -> tuple[Array, Array, Array]:
-        """The factor a, sqrt(1 - a) with all digits where a is almost 1, and sqrt(1 + a)."""
+        """The factor a, sqrt(1 - a) and sqrt(1 + a), to meet u.
+
+        The rounding of a grows over 1 / (1 - a) steps. In longer sequences what is made of the
+        rounded a goes with it, and is off by less; in shorter ones 1 - a has all its digits.
+        """
         decay = whole(params["decay"]).astype(accumulation_dtype(u.dtype))
         a, root = jax.nn.sigmoid(decay), jnp.exp(jax.nn.log_sigmoid(-decay) / 2)
+        long = u.shape[1] * root * root > 1
+        root = jnp.where(long, jnp.sqrt(jnp.where(long, 1 - a, 1)), root)
         return last_axis(a, u), last_axis(root, u), last_axis(jnp.sqrt(1 + a), u)
 
     def spread(a: Array, u: Array) -> Array:
