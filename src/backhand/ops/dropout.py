@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from backhand.arrays import explicit_sharding
-from backhand.protocol import Op, need_floating
+from backhand.protocol import Op, check_key, need_floating
 
 X = Float[Array, "*shape"]
 
@@ -25,6 +25,7 @@ def dropout_forward(x: X, key: Key[Array, ""], *, rate: float) -> tuple[X, Key[A
         rate: the share that is dropped, in [0, 1), to the nearest multiple of 2^-16.
 
     Raises:
+        TypeError: if x is not floating point, or the key not a typed one.
         ValueError: for a rate outside [0, 1).
 
     Example:
@@ -37,6 +38,7 @@ def dropout_forward(x: X, key: Key[Array, ""], *, rate: float) -> tuple[X, Key[A
         overfitting", 2014.
     """
     need_floating("dropout", x)
+    check_key(key)
     check_rate(rate)
     return _dropped(x, key, rate), key
 
