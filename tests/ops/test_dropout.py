@@ -80,5 +80,5 @@ def test_a_rate_that_is_no_share_is_refused(unchecked, nothing_compiles):
         with pytest.raises(TypeError, match="dropout needs floating-point input, got int32"):
             jax.eval_shape(lambda x: bh.ops.dropout(x.astype(int), KEY, rate=0.5), x)
         for key in (None, 0):
-            with pytest.raises(TypeError, match="key must be typed, made by jax.random.key"):
+            with pytest.raises(TypeError, match="key must be typed, made by"):
                 jax.eval_shape(lambda x, key=key: bh.ops.dropout(x, key, rate=0.5), x)
