@@ -277,14 +277,22 @@ def outer(x: Array, dy: Array, like: Array) -> Array:
     return contract(x, dy, (lead, lead), like)
 
 
+LARGE, LONG, SMALL = 1 << 16, 1 << 29, 1 << 19
+"""The numbers of a gradient, or the terms of all its sums, from which it is taken on CPU from rows,
+and the terms below which it is too.
+
+In float32 that took 0.7 of the time for weights of 256 x 256 in an Elman network and 0.9 for 1 x 1
+convolutions of 32x28x28x128 to 256, with 0.7 to 0.9 of the rounding; between, 64 to 64 features
+took 1.1 to 1.8 of it. Small sums take as long, and round less.
+"""
+
+
 @functools.partial(jax.jit, inline=True)
 def outer_product(x: Array, dy: Array) -> Array:
     """The sum over all leading axes of `x` (..., I) times `dy` (..., O), in at least float32.
 
-    Of several leading axes XLA turns a copy of `x`, and sums in an order that rounds more. In
-    float32 on CPU large weights are faster from the leading axes as one, small sums as fast, with
-    0.7 to 0.9 of the rounding: gradients of weights of 256 x 256 in an Elman network 0.7 of the
-    time, 1 x 1 convolutions of 32x28x28x128 to 256 0.9. Others, 64 to 64 features, took 1.1 to 1.8.
+    Of several leading axes XLA turns a copy of `x`, and sums in an order that rounds more. Where
+    that is slower they are one axis here, of rows.
     """
     features, outputs = x.shape[-1], dy.shape[-1]
     rows, size = math.prod(x.shape[:-1]), features * outputs
@@ -296,7 +304,7 @@ def outer_product(x: Array, dy: Array) -> Array:
     def of_rows(x: Array, dy: Array) -> Array:
         return product(x.reshape(rows, features), dy.reshape(rows, outputs))
 
-    as_one = size >= 1 << 16 or rows * size >= 1 << 29 or rows * size < 1 << 19
+    as_one = size >= LARGE or rows * size >= LONG or rows * size < SMALL
     split = jax.local_device_count("cpu") > 1  # an axis split over several devices would be moved
     if x.ndim < 3 or not x.dtype == dy.dtype == jnp.float32 or split or not as_one:
         return product(x, dy)

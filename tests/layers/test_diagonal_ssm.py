@@ -50,6 +50,17 @@ def test_the_gradient_of_a_decay_of_almost_one_keeps_its_digits(decay):
     assert np.abs(found / expected - 1).max() < 1e-5
 
 
+def test_in_long_sequences_the_root_is_that_of_the_rounded_decay():
+    """The first step of an impulse is sqrt(1 - a^2), a in float32 or, in short ones, exact."""
+    one, decay = jnp.ones((1, 1)), 7.1
+    params = {"w_in": one, "decay": jnp.full(1, decay), "w_out": one, "skip": jnp.zeros(1)}
+    roots = [bh.diagonal_ssm(1)(params, jnp.ones((1, steps, 1)))[0, 0, 0] for steps in (3, 4000)]
+    exact, rounded = 1 / (1 + np.exp(-np.float64(np.float32(decay)))), jax.nn.sigmoid(decay)
+    expected = [np.sqrt(1 - np.float64(a) ** 2) for a in (exact, rounded)]
+    assert abs(expected[0] / expected[1] - 1) > 2e-6
+    assert np.abs(np.divide(roots, expected) - 1).max() < 3e-7
+
+
 def test_noise_keeps_its_variance():
     x = normal(0, 1, 4000, 1)
     one = jnp.ones((1, 1))

@@ -94,20 +94,20 @@ def diagonal_ssm(states: int, *, reverse: bool = False) -> Layer:
     def forward(params: Params, x: Float[Array, "B T D"]) -> tuple[Array, PyTree]:
         check_sequence("diagonal_ssm", x)
         u = product(x, whole(params["w_in"]))
-        a, root, other = factors(params, u)
-        full, v = spread(a, u), (root * other * upcast(u)).astype(u.dtype)
+        a, minus, plus = factors(params, u)
+        full, v = spread(a, u), (minus * plus * upcast(u)).astype(u.dtype)
         h, _ = ops.linear_recurrence.forward(full, v, reverse=reverse)
         y = product(h, params["w_out"]) + x * last_axis(params["skip"].astype(x.dtype), x)
         return y, (x, u, h)
 
     def rule(params: Params, residuals: PyTree, dy: Array) -> tuple[PyTree, Array]:
         x, u, h = residuals
-        a, root, other = factors(params, u)
+        a, minus, plus = factors(params, u)
         full, dh = spread(a, u), linear_dx(dy, params["w_out"], h)
         own = Residuals(full, u, None, h)
         da, e, _ = ops.linear_recurrence.backward(own, dh, reverse=reverse)
-        ddecay = a * root * (root * da - a / other * upcast(u) * upcast(e))
-        du = (root * other * upcast(e)).astype(x.dtype)
+        ddecay = a * minus * (minus * da - a / plus * upcast(u) * upcast(e))
+        du = (minus * plus * upcast(e)).astype(x.dtype)
         dparams = {
             "w_in": Outer(x, du),
             "decay": Total(ddecay),

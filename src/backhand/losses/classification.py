@@ -78,11 +78,8 @@ def sigmoid_cross_entropy_backward(
     x, t = pair("", logits, targets)
     t = _smooth(t, label_smoothing, 2)
     dlosses, dweights = weighted_sum_backward(_binary_losses(x, t), weights, dy)
-    # p - t, with all digits where p is nearly t: p and 1 - p are from one exponential.
-    e = jnp.exp(-jnp.abs(x))
-    near, far = 1 / (1 + e), e / (1 + e)
-    p, rest = jnp.where(x >= 0, near, far), jnp.where(x >= 0, far, near)
-    dx = masked(dlosses, (1 - t) * p - t * rest)
+    # p - t, with all its digits where p is nearly t.
+    dx = masked(dlosses, (1 - t) * jax.lax.logistic(x) - t * jax.lax.logistic(-x))
     dt = masked(dlosses, -x * (1 - label_smoothing))
     return like_primal(dx, logits), target_error(dt, targets), dweights
 
