@@ -122,6 +122,12 @@ def test_large_and_small_outer_products_turn_no_copy_of_their_input(x, outputs, 
     assert (temporary_bytes(outer_product, *arrays) >= np.prod(x) * 4) == turned
 
 
+def test_outer_products_of_low_precision_keep_their_axes(one_device):
+    for dtype, as_rows in (("float32", True), ("bfloat16", False)):
+        x = jax.ShapeDtypeStruct((8, 64, 256), dtype)
+        assert ("reshape" in str(jax.make_jaxpr(outer_product)(x, x))) == as_rows
+
+
 def test_an_outer_product_gathers_no_time_axis_that_the_compiler_split():
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, P(None, "d"))

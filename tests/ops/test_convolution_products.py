@@ -156,6 +156,7 @@ def test_rows_of_narrow_groups_are_shifted(own, size, taps, dtype, by_products):
         ((32, 16, 16, 64), 2, 5, "float32", True, False),  # larger sums are slower in parts
         ((32, 16, 16, 64), 2, 3, "bfloat16", False, False),
         ((4, 7, 7, 512), 2, 3, "float32", False, False),  # the weight is large beside x
+        ((4, 14, 14, 1024), 32, 3, "float32", True, True),  # large beside x only in all
         ((32, 16, 16, 64), 2, 1, "float32", True, False),
     ],
 )
